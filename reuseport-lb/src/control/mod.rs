@@ -1,0 +1,155 @@
+//! The control interface: HTTP and JSON over a Unix socket.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /v1/status` | | [`Status`] |
+//! | `PUT /v1/groups/{group}/policy` | [`PolicySpec`] | [`GroupStatus`] |
+//! | `PUT /v1/groups/{group}/workers/{id}/drain` | [`DrainRequest`] | [`WorkerStatus`] |
+//! | `DELETE /v1/groups/{group}/workers/{id}/drain` | | [`WorkerStatus`] |
+//! | `PUT /v1/groups/{group}/workers/{id}/weight` | [`WeightRequest`] | [`WorkerStatus`] |
+//! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
+//!
+//! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
+//! (malformed), 404 (no such group or worker), 409 (refused in the present state) or 500 (it failed).
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    group::{WorkerId, WorkerState},
+    policy::PolicySpec,
+};
+
+pub mod client;
+pub mod server;
+
+/// Everything that `status --json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: f64,
+    /// The groups.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// One group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group's name.
+    pub name: String,
+    /// The protocol, `tcp`.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whose workers these are.
+    pub mode: Mode,
+    /// The policy that picks.
+    pub policy: PolicySpec,
+    /// The workers, by id.
+    pub workers: Vec<WorkerStatus>,
+    /// What became of the program's runs; they add up to the number of runs.
+    pub outcomes: Outcomes,
+}
+
+/// The protocol of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+}
+
+/// Whose workers a group's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The daemon starts them and made their sockets.
+    Supervised,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The worker's number.
+    pub id: WorkerId,
+    /// Its process, or none while it is down.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Why it is not active, where that is known and not the user's own doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its weight.
+    pub weight: u16,
+    /// Its connections.
+    pub connections: Connections,
+    /// How often its process was started again.
+    pub restarts: u64,
+}
+
+/// The connections of one worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Established and not yet closed, those in the accept queue included.
+    pub active: u64,
+    /// Selected and still in the handshake.
+    pub pending: u64,
+    /// Waiting in the accept queue.
+    pub queued: u64,
+    /// Given to this worker by the policy since the group was made.
+    pub selected_total: u64,
+    /// Moved to this worker because another one's socket was closed.
+    pub migrated_in_total: u64,
+}
+
+/// What became of the program's runs. The fields add up to the number of runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcomes {
+    /// The policy's first choice took the connection.
+    pub selected: u64,
+    /// A later choice took it, since an earlier one's socket was gone.
+    pub retried: u64,
+    /// The kernel's own hash picked, since the program could not.
+    pub fallback: u64,
+    /// Refused, as the user asked for.
+    pub dropped: u64,
+    /// A waiting connection was moved from a closed socket to another worker.
+    pub migrated: u64,
+    /// The segment opens no connection (a late reset, for one); steered, but not counted as a selection.
+    pub stray: u64,
+}
+
+/// How to drain a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// End the process once it is drained, or once `timeout_ms` has passed.
+    #[serde(default)]
+    pub stop: bool,
+    /// How long its connections may take to finish before `stop` ends the process all the same, in milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Drain even the last eligible worker; new connections are then refused.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A worker's new weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightRequest {
+    /// 1 to 256.
+    pub weight: u16,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// One line: what failed, why, and what to do.
+    pub error: String,
+}

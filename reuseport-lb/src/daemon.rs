@@ -1,0 +1,71 @@
+//! The daemon: one task that owns all state; everything else talks to it by channel.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    control::{DrainRequest, GroupStatus, Status, WorkerStatus},
+    group::WorkerId,
+    policy::PolicySpec,
+};
+
+/// What may be asked of the daemon, each with the channel for its answer.
+#[derive(Debug)]
+pub enum Request {
+    /// Everything about everything.
+    Status(Reply<Status>),
+    /// Another policy for a group.
+    SetPolicy(GroupName, PolicySpec, Reply<GroupStatus>),
+    /// No new connection for a worker.
+    Drain(GroupName, WorkerId, DrainRequest, Reply<WorkerStatus>),
+    /// New connections for a worker again; starts it when it is down.
+    Undrain(GroupName, WorkerId, Reply<WorkerStatus>),
+    /// Another weight for a worker.
+    SetWeight(GroupName, WorkerId, u16, Reply<WorkerStatus>),
+    /// The daemon ends, as on SIGTERM. Answered at once.
+    Shutdown(Reply<()>),
+}
+
+/// The group that a request means: its name, or none for the only one there is.
+pub type GroupName = Option<String>;
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// Why a request was not carried out. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// There is no such group or worker.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request itself makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not in the present state.
+    #[error("{0}")]
+    Refused(String),
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How the rest of the program talks to the daemon.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle, and the end from which the daemon receives.
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(64);
+        (Self { requests }, receiver)
+    }
+
+    /// Sends a request and waits for its answer: `handle.ask(Request::Status).await`.
+    pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {
+        let gone = || RequestError::Failed("the daemon is shutting down".into());
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}

@@ -1,0 +1,17 @@
+//! `reuseport-lb`: steers the connections of a `SO_REUSEPORT` group to the worker that a policy picks.
+//!
+//! The modules follow the way of a command: [`cli`] talks to [`control`], which hands a request to the
+//! [`daemon`]; the daemon changes the [`group`], [`plan`] compares what is with what should be, and [`datapath`]
+//! makes the kernel do it. `docs/ARCHITECTURE.md` walks through it.
+
+pub mod adopt;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod demo;
+pub mod group;
+pub mod plan;
+pub mod policy;
+pub mod worker;

@@ -1,0 +1,7 @@
+//! The `reuseport-lb` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    reuseport_lb::cli::main()
+}
