@@ -1,2 +1,66 @@
-//! x
-fn main() {}
+//! The BPF programs: one that selects for each policy, and one that counts connections.
+//!
+//! A selection program runs in the kernel's `reuseport_select_sock` ([`sock_reuseport.c`]) for the first packet of
+//! each connection, under RCU, and again when a closing listener leaves connections behind.
+//!
+//! # Minimum kernel version
+//!
+//! 5.14, for `BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`.
+//!
+//! [`sock_reuseport.c`]: https://github.com/torvalds/linux/blob/v6.18/net/core/sock_reuseport.c
+
+#![no_std]
+#![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, sk_reuseport},
+    programs::{BtfTracePointContext, SkReuseportContext},
+};
+
+mod key;
+mod load;
+mod maps;
+mod policy;
+mod steer;
+mod track;
+
+use policy::{ConsistentHash, Hash, LeastLoaded, PowerOfTwo, Random, RoundRobin};
+
+/// Declares the selection program of a policy.
+macro_rules! selection_program {
+    ($($name:ident: $policy:ty;)+) => {
+        $(
+            /// Selects by the policy of the same name.
+            #[sk_reuseport(migrate)]
+            pub fn $name(ctx: SkReuseportContext) -> u32 {
+                steer::run::<$policy>(&ctx)
+            }
+        )+
+    };
+}
+
+selection_program! {
+    select_hash: Hash;
+    select_consistent_hash: ConsistentHash;
+    select_least_loaded: LeastLoaded;
+    select_power_of_two: PowerOfTwo;
+    select_round_robin: RoundRobin;
+    select_random: Random;
+}
+
+/// Counts the open connections of each worker.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn track_connections(ctx: BtfTracePointContext) -> i32 {
+    track::run(&ctx);
+    0
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

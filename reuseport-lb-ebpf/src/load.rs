@@ -1,0 +1,149 @@
+//! The load of the workers: connections that are open, and handshakes that are in flight.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use reuseport_lb_ebpf::{
+    limits::{MAX_WORKERS, PENDING_WAYS},
+    pending::{self, Handshake, PendingSet},
+    worker::{self, Load, Workers},
+};
+
+use crate::maps::{PENDING, WORKERS};
+
+/// The loads of all workers, at one moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Loads {
+    workers: *mut Workers,
+    epoch: u64,
+}
+
+impl Loads {
+    /// The loads as they are now.
+    #[inline(always)]
+    pub(crate) fn now() -> Option<Self> {
+        // SAFETY: the helper takes nothing and only reads the clock.
+        let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+        Some(Self { workers: WORKERS.get_ptr_mut(0)?, epoch: worker::epoch(now_ns) })
+    }
+
+    #[inline(always)]
+    fn of(self, slot: u32) -> *mut Load {
+        // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
+        unsafe { (&raw mut (*self.workers).loads).cast::<Load>().add((slot & (MAX_WORKERS - 1)) as usize) }
+    }
+
+    /// Open connections and handshakes of a slot.
+    #[inline(always)]
+    pub(crate) fn get(self, slot: u32) -> u64 {
+        let load = self.of(slot);
+        // SAFETY: `load` is an element of the map, which lives as long as the program. Other CPUs may write while
+        // this reads: each word is read at once, and a load that is a moment old is as good as any.
+        unsafe {
+            let active = (&raw const (*load).active).read_volatile();
+            let snapshot = Load {
+                pending: (&raw const (*load).pending).read_volatile(),
+                pending_epoch: (&raw const (*load).pending_epoch).read_volatile(),
+                ..Load::default()
+            };
+            active + snapshot.pending_at(self.epoch)
+        }
+    }
+
+    /// Counts open connections of a slot up or down.
+    #[inline(always)]
+    pub(crate) fn add_active(self, slot: u32, change: i64) {
+        let load = self.of(slot);
+        // SAFETY: as in `get`; the addition is atomic.
+        unsafe { add(&raw mut (*load).active, change) };
+    }
+
+    /// A handshake of flow `hash` was given to `slot`. It replaces what an earlier segment of the flow was given.
+    #[inline(always)]
+    pub(crate) fn begin_handshake(self, hash: u32, slot: u32) {
+        let Some(set) = PENDING.get_ptr_mut(pending::set_of(hash)) else { return };
+        let mut free = None;
+        for way in 0..PENDING_WAYS {
+            let handshake = self.entry(set, way);
+            if !handshake.is_live(self.epoch) {
+                free = Some(way);
+            } else if handshake.hash() == hash {
+                self.withdraw(handshake);
+                free = Some(way);
+                break;
+            }
+        }
+        self.add_pending(slot, self.epoch, 1);
+        // In a full set the handshake goes unrecorded: it counts until it has aged, established or not.
+        if let Some(way) = free {
+            self.store(set, way, Handshake::new(hash, slot, self.epoch).into_entry());
+        }
+    }
+
+    /// The handshake of flow `hash` has ended in a connection.
+    #[inline(always)]
+    pub(crate) fn end_handshake(self, hash: u32) {
+        let Some(set) = PENDING.get_ptr_mut(pending::set_of(hash)) else { return };
+        for way in 0..PENDING_WAYS {
+            let handshake = self.entry(set, way);
+            if handshake.hash() == hash && handshake.is_live(self.epoch) {
+                self.withdraw(handshake);
+                self.store(set, way, 0);
+                return;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn entry(self, set: *mut PendingSet, way: usize) -> Handshake {
+        // SAFETY: `set` is an element of the map and `way` is within it. The word is read at once.
+        Handshake::from_entry(unsafe { set.cast::<u64>().add(way).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn store(self, set: *mut PendingSet, way: usize, entry: u64) {
+        // SAFETY: as in `entry`. Two CPUs may write the same entry for two flows: one is then unrecorded.
+        unsafe { set.cast::<u64>().add(way).write_volatile(entry) };
+    }
+
+    /// Takes a live handshake out of the count that it is in.
+    #[inline(always)]
+    fn withdraw(self, handshake: Handshake) {
+        self.add_pending(handshake.slot(), self.epoch - handshake.age(self.epoch), -1);
+    }
+
+    #[inline(always)]
+    fn add_pending(self, slot: u32, epoch: u64, change: i64) {
+        let load = self.of(slot);
+        let parity = (epoch & 1) as usize;
+        // SAFETY: `load` is an element of the map, the parity is 0 or 1. The addition is atomic; that the count of a
+        // new epoch begins at zero is not, see `Load::pending_at`.
+        unsafe {
+            let begun = (&raw mut (*load).pending_epoch).cast::<u64>().add(parity);
+            let count = (&raw mut (*load).pending).cast::<u64>().add(parity);
+            if begun.read_volatile() != epoch {
+                count.write_volatile(0);
+                begun.write_volatile(epoch);
+            }
+            add(count, change);
+        }
+    }
+}
+
+/// Adds atomically. The stable way, `AtomicU64::fetch_add`, does not exist for the BPF target.
+///
+/// # Safety
+///
+/// `counter` must point into a map.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, change: i64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller vouches for the pointer, and the kernel aligns map values to eight bytes.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) change);
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: as above. This arm lets the crate be checked on the host.
+    unsafe {
+        core::sync::atomic::AtomicU64::from_ptr(counter)
+            .fetch_add(change.cast_unsigned(), core::sync::atomic::Ordering::Relaxed);
+    }
+}

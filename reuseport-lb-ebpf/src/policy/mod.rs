@@ -1,0 +1,150 @@
+//! The policies: each picks the slot to try first, and others in case that one's socket is gone.
+
+use aya_ebpf::programs::SkReuseportContext;
+use reuseport_lb_ebpf::{
+    flow::{KeyMask, mix, scale},
+    limits::{MAX_SHARES, MAX_WORKERS},
+    tables::{self, HashUser, RING_ROOM},
+};
+
+use crate::{
+    key::{self, Arrival},
+    load::Loads,
+    maps::TABLES,
+};
+
+mod consistent_hash;
+mod hash;
+mod least_loaded;
+mod power_of_two;
+mod random;
+mod round_robin;
+
+pub(crate) use consistent_hash::ConsistentHash;
+pub(crate) use hash::Hash;
+pub(crate) use least_loaded::LeastLoaded;
+pub(crate) use power_of_two::PowerOfTwo;
+pub(crate) use random::Random;
+pub(crate) use round_robin::RoundRobin;
+
+/// A rule that picks a slot.
+pub(crate) trait Policy: Sized {
+    /// Gets ready to pick for this run; none when the packet cannot be read.
+    fn prepare(ctx: &SkReuseportContext, arrival: Arrival, bank: Bank, loads: Loads) -> Option<Self>;
+
+    /// The slot to try. Attempt 0 is the policy's choice, the others come when the socket was gone.
+    ///
+    /// None when the tables hold nothing to pick from.
+    fn candidate(&self, attempt: u32) -> Option<u32>;
+}
+
+/// The bank in use.
+#[derive(Clone, Copy)]
+pub(crate) struct Bank(*const tables::Bank);
+
+impl Bank {
+    /// The bank that was committed last.
+    #[inline(always)]
+    pub(crate) fn active() -> Option<Self> {
+        let tables = TABLES.get_ptr(0)?;
+        // SAFETY: an element of the map. The word is read at once and bounded before it is used.
+        unsafe {
+            let active = (&raw const (*tables).active).read_volatile() & 1;
+            Some(Self((&raw const (*tables).banks).cast::<tables::Bank>().add(active as usize)))
+        }
+    }
+
+    /// How many workers are eligible.
+    #[inline(always)]
+    pub(crate) fn members_len(self) -> u32 {
+        // SAFETY: a field of a map's element; user space writes it only while the bank is idle.
+        unsafe { (*self.0).members_len }
+    }
+
+    /// Whether connections are refused while no worker is eligible.
+    #[inline(always)]
+    pub(crate) fn refuses(self) -> bool {
+        // SAFETY: as in `members_len`.
+        unsafe { (*self.0).refuse != 0 }
+    }
+
+    /// A member by its index below `members_len`.
+    #[inline(always)]
+    pub(crate) fn member(self, index: u32) -> Option<u32> {
+        if index >= MAX_WORKERS {
+            return None;
+        }
+        // SAFETY: the index is within the array.
+        Some(u32::from(unsafe { *(&raw const (*self.0).members).cast::<u16>().add(index as usize) }))
+    }
+
+    /// A slot of the weighted shares: the upper half of `random` decides.
+    #[inline(always)]
+    pub(crate) fn share(self, random: u64) -> Option<u32> {
+        // SAFETY: as in `members_len`.
+        self.share_at(scale(random, unsafe { (*self.0).shares_len }))
+    }
+
+    /// A slot of the weighted shares, as round robin takes them.
+    #[inline(always)]
+    pub(crate) fn turn(self, ticket: u32) -> Option<u32> {
+        // SAFETY: as in `members_len`.
+        let len = unsafe { (*self.0).shares_len };
+        self.share_at(ticket.checked_rem(len)?)
+    }
+
+    #[inline(always)]
+    fn share_at(self, index: u32) -> Option<u32> {
+        if index >= MAX_SHARES {
+            return None;
+        }
+        // SAFETY: the index is within the array.
+        Some(u32::from(unsafe { *(&raw const (*self.0).shares).cast::<u16>().add(index as usize) }))
+    }
+
+    /// The slot that the ring has for a hash.
+    #[inline(always)]
+    pub(crate) fn ring(self, hash: u64) -> Option<u32> {
+        // SAFETY: as in `members_len`.
+        let index = scale(hash, unsafe { (*self.0).ring_len }) as usize;
+        if index >= RING_ROOM {
+            return None;
+        }
+        // SAFETY: the index is within the array.
+        Some(u32::from(unsafe { *(&raw const (*self.0).ring).cast::<u16>().add(index) }))
+    }
+
+    /// What one connection costs the worker in `slot`.
+    #[inline(always)]
+    pub(crate) fn cost(self, slot: u32) -> u64 {
+        // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
+        u64::from(unsafe {
+            *(&raw const (*self.0).costs).cast::<u32>().add((slot & (MAX_WORKERS - 1)) as usize)
+        })
+    }
+
+    /// The load that the worker in `slot` would have with one more connection, by its weight.
+    ///
+    /// With the connection and not without: among idle workers the heavier one then comes first.
+    #[inline(always)]
+    pub(crate) fn weighted_load(self, loads: Loads, slot: u32) -> u64 {
+        (loads.get(slot) + 1) * self.cost(slot)
+    }
+
+    /// The flow hash for `user`.
+    #[inline(always)]
+    pub(crate) fn flow_hash(self, ctx: &SkReuseportContext, arrival: Arrival, user: HashUser) -> Option<u64> {
+        let tuple = key::tuple(ctx, arrival)?;
+        // SAFETY: as in `members_len`, and there is a mask for each user.
+        unsafe {
+            let mask = (&raw const (*self.0).masks).cast::<KeyMask>().add(user as usize);
+            Some(tuple.hash(&*mask, (*self.0).seed))
+        }
+    }
+}
+
+/// The hash for an attempt: the same for the first, unrelated ones after it.
+#[inline(always)]
+fn rehash(hash: u64, attempt: u32) -> u64 {
+    if attempt == 0 { hash } else { mix(hash.wrapping_add(u64::from(attempt))) }
+}

@@ -1,0 +1,120 @@
+//! The run of a selection program, the same for each policy.
+
+use aya_ebpf::{
+    bindings::{
+        bpf_sock,
+        sk_action::{SK_DROP, SK_PASS},
+    },
+    helpers::generated::bpf_get_socket_cookie,
+    programs::SkReuseportContext,
+};
+use aya_log_ebpf::debug;
+use reuseport_lb_ebpf::{limits::ATTEMPTS, outcome::Outcome};
+
+use crate::{
+    key::{self, Arrival},
+    load::Loads,
+    maps::{LISTENERS, MOVED, OUTCOMES, SELECTIONS, SOCKETS},
+    policy::{Bank, Policy},
+};
+
+const TCP_SYN_RECV: u32 = 3;
+const TCP_CLOSE: u32 = 7;
+const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// Selects by policy `P`, and counts what became of it.
+#[inline(always)]
+pub(crate) fn run<P: Policy>(ctx: &SkReuseportContext) -> u32 {
+    let outcome = steer::<P>(ctx);
+    if let Some(outcomes) = OUTCOMES.get_ptr_mut(0) {
+        // SAFETY: the index is below the length, and no other program runs on this CPU's copy in between: programs
+        // of this type run with preemption and softirqs off.
+        unsafe { *(&raw mut *outcomes).cast::<u64>().add(outcome.index()) += 1 };
+    }
+    // Passing without a selection leaves the choice to the kernel: whatever surprises us, connections go on.
+    if matches!(outcome, Outcome::Dropped) { SK_DROP } else { SK_PASS }
+}
+
+#[inline(always)]
+fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
+    let (Some(bank), Some(loads)) = (Bank::active(), Loads::now()) else {
+        return Outcome::FallbackNoWorker;
+    };
+    let Some(arrival) = key::arrival(ctx) else { return Outcome::FallbackUnreadable };
+    if bank.members_len() == 0 {
+        // What waits already is not dropped: any worker is better than none.
+        let refuse = bank.refuses() && !matches!(arrival, Arrival::Migrating(_));
+        return if refuse { Outcome::Dropped } else { Outcome::FallbackNoWorker };
+    }
+    let Some(policy) = P::prepare(ctx, arrival, bank, loads) else { return Outcome::FallbackUnreadable };
+    for attempt in 0..ATTEMPTS {
+        let Some(slot) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
+        if SOCKETS.select_reuseport(ctx, slot).is_err() {
+            debug!(ctx, "slot {} is gone, attempt {}", slot, attempt);
+            continue;
+        }
+        debug!(ctx, "flow {:x} to slot {}", ctx.hash(), slot);
+        return match arrival {
+            Arrival::New => {
+                loads.begin_handshake(ctx.hash(), slot);
+                count_selection(slot, 1, 0);
+                if attempt == 0 { Outcome::Selected } else { Outcome::Retried }
+            }
+            Arrival::Migrating(sk) => {
+                migrate(ctx, sk, slot, loads);
+                count_selection(slot, 0, 1);
+                Outcome::Migrated
+            }
+            Arrival::Stray => Outcome::Stray,
+        };
+    }
+    Outcome::FallbackRefused
+}
+
+#[inline(always)]
+fn count_selection(slot: u32, selected: u64, migrated_in: u64) {
+    if let Some(selections) = SELECTIONS.get_ptr_mut(slot) {
+        // SAFETY: an element of a map, and this CPU's own copy, as in `run`.
+        unsafe {
+            (*selections).selected += selected;
+            (*selections).migrated_in += migrated_in;
+        }
+    }
+}
+
+/// Moves the count of a waiting connection to its new slot.
+///
+/// A connection that is established carries its old listener's slot in its socket storage, which this type of
+/// program may not touch; it may remember the connection's cookie, though.
+#[inline(always)]
+fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, loads: Loads) {
+    // SAFETY: the kernel handed `sk` to this run.
+    let state = unsafe { (*sk).state };
+    match state {
+        // The child will be made from the new listener and inherit its slot; only the handshake moves.
+        TCP_NEW_SYN_RECV | TCP_SYN_RECV => loads.begin_handshake(ctx.hash(), slot),
+        // Reset by the peer while it waited, and counted down then.
+        TCP_CLOSE => {}
+        _ => {
+            // SAFETY: both sockets are the kernel's own; the helper takes any socket.
+            let (child, listener) = unsafe {
+                (bpf_get_socket_cookie(sk.cast_mut().cast()), bpf_get_socket_cookie(listener(ctx).cast()))
+            };
+            // SAFETY: the value is copied at once.
+            let from = unsafe { MOVED.get(&child).or_else(|| LISTENERS.get(&listener)).copied() };
+            if let Some(from) = from
+                && MOVED.insert(&child, &slot, 0).is_ok()
+            {
+                loads.add_active(from, -1);
+                loads.add_active(slot, 1);
+            }
+        }
+    }
+}
+
+/// The listener that the packet was looked up for, or that is being closed.
+#[inline(always)]
+fn listener(ctx: &SkReuseportContext) -> *mut bpf_sock {
+    // SAFETY: the union has this one field.
+    unsafe { (*ctx.md).__bindgen_anon_3.sk }
+}

@@ -1,0 +1,87 @@
+//! The tables that the programs pick from.
+//!
+//! There are two banks. User space fills the idle one and commits it by one word, so a program sees a bank as a
+//! whole or not at all. Everything that decides about a worker stands in the bank: who is eligible, the weights,
+//! the ring, what is hashed.
+
+use crate::{
+    assert_layout,
+    flow::KeyMask,
+    limits::{MAX_RING, MAX_SHARES, MAX_WORKERS},
+};
+
+/// The ring's room: [`MAX_RING`] and what it takes to end on eight bytes.
+pub const RING_ROOM: usize = (MAX_RING as usize).next_multiple_of(4);
+
+/// The cost of one connection for a worker of weight 1; see [`Bank::costs`].
+///
+/// A multiple of 1 to 16, so that loads of such weights compare exactly.
+pub const COST_UNIT: u32 = 720_720;
+
+/// Everything that the programs must know to pick a worker.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bank {
+    /// What each hashing program hashes, by [`HashUser`]. Each has its own, so that a change of policy together
+    /// with what is hashed is a commit that the present program does not notice, and then the exchange of the
+    /// program.
+    pub masks: [KeyMask; HashUser::COUNT],
+    /// The seed of the flow hash.
+    pub seed: u64,
+    /// The entries of `ring` that are in use.
+    pub ring_len: u32,
+    /// The entries of `shares` that are in use.
+    pub shares_len: u32,
+    /// The entries of `members` that are in use: the number of eligible workers.
+    pub members_len: u32,
+    /// What to do when there are no members: 0 leaves the choice to the kernel, 1 refuses.
+    pub refuse: u32,
+    /// By slot: [`COST_UNIT`] divided by the worker's weight. Load times cost is what policies compare.
+    pub costs: [u32; MAX_WORKERS as usize],
+    /// The slots of the eligible workers.
+    pub members: [u16; MAX_WORKERS as usize],
+    /// Each slot as often as its weight says, in an order that is also a schedule for round robin.
+    pub shares: [u16; MAX_SHARES as usize],
+    /// The ring of consistent hashing.
+    pub ring: [u16; RING_ROOM],
+}
+
+assert_layout!(Bank, size: 170_064, align: 8, fields: {
+    masks: [KeyMask; HashUser::COUNT],
+    seed: u64,
+    ring_len: u32,
+    shares_len: u32,
+    members_len: u32,
+    refuse: u32,
+    costs: [u32; MAX_WORKERS as usize],
+    members: [u16; MAX_WORKERS as usize],
+    shares: [u16; MAX_SHARES as usize],
+    ring: [u16; RING_ROOM],
+});
+
+/// The programs that hash something of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HashUser {
+    /// Policy `hash`.
+    Hash,
+    /// Policy `consistent-hash`.
+    ConsistentHash,
+}
+
+impl HashUser {
+    /// How many there are.
+    pub const COUNT: usize = 2;
+}
+
+/// The value of the one element of map `TABLES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// The bank in use, 0 or 1. Writing it commits the other bank.
+    pub active: u64,
+    /// The banks.
+    pub banks: [Bank; 2],
+}
+
+assert_layout!(Tables, size: 8 + 2 * size_of::<Bank>(), align: 8, fields: { active: u64, banks: [Bank; 2] });
