@@ -1,6 +1,6 @@
 //! The load of the workers: connections that are open, and handshakes that are in flight.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use reuseport_lb_ebpf::{
     limits::{MAX_WORKERS, PENDING_WAYS},
     pending::{self, Handshake, PendingSet},
@@ -17,11 +17,23 @@ pub(crate) struct Loads {
 }
 
 impl Loads {
-    /// The loads as they are now.
+    /// The loads as they are now, for a selection program.
     #[inline(always)]
     pub(crate) fn now() -> Option<Self> {
+        // SAFETY: the helper takes nothing and only reads the clock, as it stood at the last tick.
+        Self::at(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    /// The same for a tracing program, which may not read the cheaper clock. The two may be an epoch apart for the
+    /// length of a tick, which a live handshake survives.
+    #[inline(always)]
+    pub(crate) fn now_in_tracing() -> Option<Self> {
         // SAFETY: the helper takes nothing and only reads the clock.
-        let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+        Self::at(unsafe { bpf_ktime_get_ns() })
+    }
+
+    #[inline(always)]
+    fn at(now_ns: u64) -> Option<Self> {
         Some(Self { workers: WORKERS.get_ptr_mut(0)?, epoch: worker::epoch(now_ns) })
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn run(ctx: &BtfTracePointContext) {
     if owner.is_null() {
         return;
     }
-    let Some(loads) = Loads::now() else { return };
+    let Some(loads) = Loads::now_in_tracing() else { return };
     // SAFETY: socket storage lives as long as its socket, and the kernel changes a socket's state under its lock.
     let owner = unsafe { &mut *owner };
     if established {

@@ -5,6 +5,7 @@
 //! makes the kernel do it. `docs/ARCHITECTURE.md` walks through it.
 
 pub mod adopt;
+pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,1 +1,111 @@
-//! Steps.
+//! From what is to what should be: which steps, in which order.
+//!
+//! Pure. The order is what keeps connections alive: a socket is in its slot before a table names it, and no table
+//! names it any more when its slot is emptied.
+
+use std::collections::BTreeSet;
+
+use crate::policy::{HashOn, Member, Policy};
+
+/// What the kernel's side of a group looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The policy whose program is attached.
+    pub policy: Policy,
+    /// What policy `hash` and policy `consistent-hash` hash.
+    pub hash_on: [HashOn; 2],
+    /// The slots that hold a socket.
+    pub sockets: BTreeSet<u16>,
+    /// The eligible workers, by slot.
+    pub members: Vec<Member>,
+    /// Whether connections are refused while there are no members.
+    pub refuse: bool,
+}
+
+impl Default for State {
+    /// As the kernel makes a group: no program, no sockets.
+    fn default() -> Self {
+        Self {
+            policy: Policy::Kernel,
+            hash_on: Default::default(),
+            sockets: BTreeSet::new(),
+            members: Vec::new(),
+            refuse: false,
+        }
+    }
+}
+
+/// One step. Connections are safe after each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Puts the socket of a slot into it.
+    Insert(u16),
+    /// Commits the tables for the desired members.
+    Commit,
+    /// Exchanges the program.
+    Attach(Policy),
+    /// Empties a slot.
+    Remove(u16),
+}
+
+/// The steps that lead from one state to another, in order.
+pub fn steps(applied: &State, desired: &State) -> Vec<Step> {
+    let State { policy, hash_on, sockets, members, refuse } = desired;
+    let mut steps: Vec<Step> = sockets.difference(&applied.sockets).copied().map(Step::Insert).collect();
+    if (hash_on, members, refuse) != (&applied.hash_on, &applied.members, &applied.refuse) {
+        steps.push(Step::Commit);
+    }
+    // A group without sockets is none, and nothing can be attached to it.
+    if *policy != applied.policy && !sockets.is_empty() {
+        steps.push(Step::Attach(*policy));
+    }
+    steps.extend(applied.sockets.difference(sockets).copied().map(Step::Remove));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(policy: Policy, sockets: &[u16], members: &[u16]) -> State {
+        State {
+            policy,
+            sockets: sockets.iter().copied().collect(),
+            members: members.iter().map(|&slot| Member { slot, weight: 1 }).collect(),
+            ..State::default()
+        }
+    }
+
+    #[test]
+    fn the_first_start_fills_slots_then_tables_then_attaches() {
+        assert_eq!(
+            steps(&State::default(), &state(Policy::Hash, &[0, 1], &[0, 1])),
+            [Step::Insert(0), Step::Insert(1), Step::Commit, Step::Attach(Policy::Hash)]
+        );
+    }
+
+    #[test]
+    fn a_socket_leaves_the_tables_before_its_slot_is_emptied() {
+        let (before, after) = (state(Policy::Hash, &[0, 1], &[0, 1]), state(Policy::Hash, &[0], &[0]));
+        assert_eq!(steps(&before, &after), [Step::Commit, Step::Remove(1)]);
+    }
+
+    #[test]
+    fn a_switch_of_the_policy_touches_nothing_else() {
+        let (before, after) = (state(Policy::Hash, &[0], &[0]), state(Policy::Random, &[0], &[0]));
+        assert_eq!(steps(&before, &after), [Step::Attach(Policy::Random)]);
+    }
+
+    #[test]
+    fn what_is_hashed_is_committed_before_the_program_that_hashes_it() {
+        let before = state(Policy::LeastLoaded, &[0], &[0]);
+        let after = State { hash_on: [HashOn::Flow, HashOn::Source], ..state(Policy::ConsistentHash, &[0], &[0]) };
+        assert_eq!(steps(&before, &after), [Step::Commit, Step::Attach(Policy::ConsistentHash)]);
+    }
+
+    #[test]
+    fn nothing_to_do_is_no_step() {
+        let same = state(Policy::Hash, &[0, 1], &[0]);
+        assert_eq!(steps(&same, &same), []);
+    }
+}

@@ -71,11 +71,9 @@ impl Bank {
     /// A member by its index below `members_len`.
     #[inline(always)]
     pub(crate) fn member(self, index: u32) -> Option<u32> {
-        if index >= MAX_WORKERS {
-            return None;
-        }
+        let index = below(index, MAX_WORKERS)?;
         // SAFETY: the index is within the array.
-        Some(u32::from(unsafe { *(&raw const (*self.0).members).cast::<u16>().add(index as usize) }))
+        Some(u32::from(unsafe { *(&raw const (*self.0).members).cast::<u16>().add(index) }))
     }
 
     /// A slot of the weighted shares: the upper half of `random` decides.
@@ -95,21 +93,17 @@ impl Bank {
 
     #[inline(always)]
     fn share_at(self, index: u32) -> Option<u32> {
-        if index >= MAX_SHARES {
-            return None;
-        }
+        let index = below(index, MAX_SHARES)?;
         // SAFETY: the index is within the array.
-        Some(u32::from(unsafe { *(&raw const (*self.0).shares).cast::<u16>().add(index as usize) }))
+        Some(u32::from(unsafe { *(&raw const (*self.0).shares).cast::<u16>().add(index) }))
     }
 
     /// The slot that the ring has for a hash.
     #[inline(always)]
     pub(crate) fn ring(self, hash: u64) -> Option<u32> {
         // SAFETY: as in `members_len`.
-        let index = scale(hash, unsafe { (*self.0).ring_len }) as usize;
-        if index >= RING_ROOM {
-            return None;
-        }
+        let len = unsafe { (*self.0).ring_len };
+        let index = below(scale(hash, len), RING_ROOM as u32)?;
         // SAFETY: the index is within the array.
         Some(u32::from(unsafe { *(&raw const (*self.0).ring).cast::<u16>().add(index) }))
     }
@@ -141,6 +135,23 @@ impl Bank {
             Some(tuple.hash(&*mask, (*self.0).seed))
         }
     }
+}
+
+/// The index if it is below `len`, in a way that the verifier can follow.
+///
+/// LLVM would merge the comparison with what the index was computed by, and compare another register than the one
+/// that becomes the offset. It cannot look through the assembly, which moves the index to itself: one that is empty would
+/// leave two entries of line information for one instruction, and the verifier refuses that.
+#[inline(always)]
+fn below(index: u32, len: u32) -> Option<usize> {
+    #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the assembly is for BPF alone"))]
+    let mut index = index as usize;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: changes nothing.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) index, options(pure, nomem, nostack));
+    }
+    (index < len as usize).then_some(index)
 }
 
 /// The hash for an attempt: the same for the first, unrelated ones after it.

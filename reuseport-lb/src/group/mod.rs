@@ -1,68 +1,293 @@
-//! The group: its workers, their slots and their states, as they should be.
+//! The group: its workers and their states, as they should be.
 //!
-//! Nothing in here asks the kernel or a process.
+//! A state machine. It is told what happened and what time it is, and says what is to be done; it asks neither the
+//! kernel nor a process.
 
-use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-/// The number of a worker: small, given once, never changed while the worker is part of the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct WorkerId(pub u16);
+pub use words::{WEIGHT_RANGE, WorkerId, WorkerState};
+pub use worker::{Process, Wish, Worker};
 
-impl std::fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+use crate::{
+    plan::State,
+    policy::{HashOn, Member, Policy, PolicySpec},
+};
+
+mod backoff;
+mod words;
+mod worker;
+
+/// Something that the daemon is to do for a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make its listening socket.
+    Open(WorkerId),
+    /// Start its process.
+    Start(WorkerId),
+    /// Tell its process to end.
+    Terminate(WorkerId),
+    /// End its process.
+    Kill(WorkerId),
+    /// Close its listening socket for good; what waits in its queue goes to other workers.
+    Close(WorkerId),
+}
+
+/// Why a change makes no sense at present. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such worker.
+    #[error("no worker {0}; there are workers 0 to {1}")]
+    NoSuchWorker(WorkerId, WorkerId),
+    /// A weight out of range.
+    #[error("weight {0} is out of range; a weight is {low} to {high} (to give a worker nothing, drain it)",
+        low = WEIGHT_RANGE.start(), high = WEIGHT_RANGE.end())]
+    Weight(u16),
+    /// Nobody would take new connections.
+    #[error("worker {0} is the last one that takes new connections; --force drains it all the same, and new \
+             connections are then refused")]
+    LastWorker(WorkerId),
+    /// The kernel's own hash knows no draining.
+    #[error("policy kernel cannot keep connections from a worker; choose another policy first")]
+    KernelCannotDrain,
+    /// The same, seen from the other side.
+    #[error("worker {0} is {1}, and policy kernel cannot keep connections from it; undrain it first")]
+    KernelWouldFeed(WorkerId, WorkerState),
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    policy: Policy,
+    hash_on: [HashOn; 2],
+    workers: BTreeMap<WorkerId, Worker>,
+}
+
+impl Group {
+    /// A group whose workers, `0..workers`, are all to be started at `now`.
+    pub fn new(workers: u16, policy: PolicySpec, now: Instant) -> Self {
+        let mut group = Self {
+            policy: Policy::Kernel,
+            hash_on: Default::default(),
+            workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
+        };
+        group.choose(policy);
+        group
     }
-}
 
-impl std::str::FromStr for WorkerId {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        s.parse().map(Self)
+    /// The workers by id.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
+        self.workers.iter().map(|(id, worker)| (*id, worker))
     }
-}
 
-/// What a worker is doing, in the words of logs, JSON and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkerState {
-    /// The process is being started and takes no connection yet.
-    Starting,
-    /// Takes new connections.
-    Active,
-    /// Takes nothing from its accept queue, so it is passed over until it does.
-    Stalled,
-    /// Takes no new connection and finishes what it has.
-    Draining,
-    /// Draining has finished: nothing queued, nothing open.
-    Drained,
-    /// The process was told to end.
-    Stopping,
-    /// No process runs.
-    Down,
-}
+    /// One worker.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker.
+    pub fn worker(&self, id: WorkerId) -> Result<&Worker, Refusal> {
+        self.workers.get(&id).ok_or_else(|| self.no_such(id))
+    }
 
-impl WorkerState {
-    /// The state's word.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Active => "active",
-            Self::Stalled => "stalled",
-            Self::Draining => "draining",
-            Self::Drained => "drained",
-            Self::Stopping => "stopping",
-            Self::Down => "down",
+    fn worker_mut(&mut self, id: WorkerId) -> Result<&mut Worker, Refusal> {
+        let refusal = self.no_such(id);
+        self.workers.get_mut(&id).ok_or(refusal)
+    }
+
+    fn no_such(&self, id: WorkerId) -> Refusal {
+        Refusal::NoSuchWorker(id, self.workers.last_key_value().map_or(WorkerId(0), |(last, _)| *last))
+    }
+
+    /// The policy, and what it hashes.
+    pub fn policy(&self) -> PolicySpec {
+        let hash_on = hash_user(self.policy).map_or(HashOn::default(), |user| self.hash_on[user]);
+        PolicySpec { name: self.policy, hash_on }
+    }
+
+    /// Another policy.
+    ///
+    /// # Errors
+    ///
+    /// [`Policy::Kernel`] while a worker is kept from new connections.
+    pub fn set_policy(&mut self, policy: PolicySpec) -> Result<(), Refusal> {
+        if policy.name == Policy::Kernel {
+            let kept = self.workers.iter().find(|(_, worker)| worker.open && worker.wish != Wish::Serve);
+            if let Some((id, worker)) = kept {
+                return Err(Refusal::KernelWouldFeed(*id, worker.state()));
+            }
+        }
+        self.choose(policy);
+        Ok(())
+    }
+
+    fn choose(&mut self, PolicySpec { name, hash_on }: PolicySpec) {
+        self.policy = name;
+        if let Some(user) = hash_user(name) {
+            self.hash_on[user] = hash_on;
+        }
+    }
+
+    /// No new connection for a worker; with `stop`, its process ends once it is drained, or after that time, and has
+    /// the same time once more until it is killed.
+    ///
+    /// # Errors
+    ///
+    /// It is the last that takes new connections, unless `force`; or the policy is [`Policy::Kernel`].
+    pub fn drain(
+        &mut self,
+        id: WorkerId,
+        stop: Option<Duration>,
+        force: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        self.worker(id)?;
+        if self.policy == Policy::Kernel {
+            return Err(Refusal::KernelCannotDrain);
+        }
+        let others = self.workers.iter().any(|(other, worker)| *other != id && worker.serves());
+        if !others && !force && self.worker(id)?.wish == Wish::Serve {
+            return Err(Refusal::LastWorker(id));
+        }
+        let worker = self.worker_mut(id)?;
+        worker.wish = match stop {
+            Some(timeout) => Wish::Stop { at: now + timeout, timeout },
+            // Stopping is more than draining, and only `undrain` takes it back.
+            None if matches!(worker.wish, Wish::Stop { .. }) => worker.wish,
+            None => Wish::Drain,
+        };
+        Ok(())
+    }
+
+    /// New connections for a worker again. One that was stopped is started.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker.
+    pub fn undrain(&mut self, id: WorkerId, now: Instant) -> Result<(), Refusal> {
+        let worker = self.worker_mut(id)?;
+        worker.wish = Wish::Serve;
+        if let Process::Down { restart_at } = &mut worker.process {
+            restart_at.get_or_insert(now);
+        }
+        Ok(())
+    }
+
+    /// Another weight for a worker.
+    ///
+    /// # Errors
+    ///
+    /// The weight is out of [`WEIGHT_RANGE`].
+    pub fn set_weight(&mut self, id: WorkerId, weight: u16) -> Result<(), Refusal> {
+        let worker = self.worker_mut(id)?;
+        if !WEIGHT_RANGE.contains(&weight) {
+            return Err(Refusal::Weight(weight));
+        }
+        worker.weight = weight;
+        Ok(())
+    }
+
+    /// All workers are to end now, and are killed after `grace`.
+    pub fn shut_down(&mut self, grace: Duration, now: Instant) {
+        for worker in self.workers.values_mut() {
+            worker.wish = Wish::Stop { at: now, timeout: grace };
+            if let Process::Stopping { kill_at: Some(kill_at), .. } = &mut worker.process {
+                *kill_at = (*kill_at).min(now + grace);
+            }
+        }
+    }
+
+    /// Whether no process runs and no socket is open any more.
+    pub fn is_gone(&self) -> bool {
+        self.workers.values().all(|worker| !worker.open && matches!(worker.process, Process::Down { .. }))
+    }
+
+    /// A worker's socket was made.
+    pub fn opened(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.open = true;
+        }
+    }
+
+    /// A worker's socket was closed.
+    pub fn closed(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.open = false;
+        }
+    }
+
+    /// A worker's process was started.
+    pub fn started(&mut self, id: WorkerId, pid: u32, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.started(pid, now);
+        }
+    }
+
+    /// A worker's process ended, or could not be started, or its socket could not be made.
+    pub fn ended(&mut self, id: WorkerId, reason: String, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.ended(reason, now);
+        }
+    }
+
+    /// Makes the transitions that are due, and says what is to be done for them.
+    ///
+    /// `is_idle` tells whether a worker has no connection left, queued or open.
+    pub fn advance(&mut self, now: Instant, is_idle: impl Fn(WorkerId) -> bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (id, worker) in &mut self.workers {
+            worker.idle = worker.is_draining() && is_idle(*id);
+            actions.extend(worker.advance(*id, now));
+        }
+        actions
+    }
+
+    /// The next moment at which a transition is due by itself.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.workers.values().filter_map(Worker::next_deadline).min()
+    }
+
+    /// Whether a worker is finishing its connections, so that [`advance`](Self::advance) should be called often.
+    pub fn is_draining(&self) -> bool {
+        self.workers.values().any(|worker| worker.is_draining() && !worker.idle)
+    }
+
+    /// What the kernel's side should look like.
+    pub fn desired(&self) -> State {
+        let members = |eligible: fn(&Worker) -> bool| -> Vec<Member> {
+            self.workers
+                .iter()
+                .filter(|(_, worker)| worker.open && eligible(worker))
+                .map(|(id, worker)| Member { slot: id.0, weight: worker.weight })
+                .collect()
+        };
+        let mut eligible = members(Worker::serves);
+        if eligible.is_empty() {
+            // Their successors will serve what waits in their queues: better than to feed one that drains.
+            eligible = members(|worker| worker.wish == Wish::Serve);
+        }
+        State {
+            policy: self.policy,
+            hash_on: self.hash_on,
+            sockets: self.workers.iter().filter(|(_, worker)| worker.open).map(|(id, _)| id.0).collect(),
+            members: eligible,
+            // The user took every worker out, and knows of it.
+            refuse: self.workers.values().all(|worker| worker.wish != Wish::Serve),
         }
     }
 }
 
-impl std::fmt::Display for WorkerState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
+/// The place of a policy in `hash_on`.
+const fn hash_user(policy: Policy) -> Option<usize> {
+    use reuseport_lb_ebpf::tables::HashUser;
+
+    match policy {
+        Policy::Hash => Some(HashUser::Hash as usize),
+        Policy::ConsistentHash => Some(HashUser::ConsistentHash as usize),
+        Policy::Kernel | Policy::LeastLoaded | Policy::PowerOfTwo | Policy::RoundRobin | Policy::Random => None,
     }
 }
 
-/// The lowest and the highest weight of a worker. HAProxy's range, less its 0, for which there is `drain`.
-pub const WEIGHT_RANGE: std::ops::RangeInclusive<u16> = 1..=256;
+#[cfg(test)]
+mod tests;

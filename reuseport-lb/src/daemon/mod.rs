@@ -2,11 +2,18 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use owner::{Daemon, Options, StartError, start};
+
 use crate::{
     control::{DrainRequest, GroupStatus, Status, WorkerStatus},
-    group::WorkerId,
+    group::{Refusal, WorkerId},
     policy::PolicySpec,
 };
+
+mod listener;
+mod owner;
+mod process;
+mod status;
 
 /// What may be asked of the daemon, each with the channel for its answer.
 #[derive(Debug)]
@@ -67,5 +74,18 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NoSuchWorker(..) => Self::NotFound(text),
+            Refusal::Weight(_) => Self::Invalid(text),
+            Refusal::LastWorker(_) | Refusal::KernelCannotDrain | Refusal::KernelWouldFeed(..) => {
+                Self::Refused(text)
+            }
+        }
     }
 }

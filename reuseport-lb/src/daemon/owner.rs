@@ -1,0 +1,363 @@
+//! The one task that owns the group: it answers requests, watches processes, and keeps the kernel's side as the
+//! group wants it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    GroupName, Handle, Reply, Request, RequestError,
+    listener::Listener,
+    process::{self, Exit, Order, Orders},
+};
+use crate::{
+    adopt,
+    chain::chain,
+    config::GroupSpec,
+    control::DrainRequest,
+    datapath::{self, Applied, Datapath as _, KernelDatapath, LogLevel, Missing},
+    group::{Action, Group, Refusal, WorkerId, WorkerState},
+    worker::{Launch, Process},
+};
+
+/// How often the connections of a draining worker are looked at. It reads two words of shared memory.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// How long a worker that is stopped may take when the request does not say.
+const DEFAULT_STOP: Duration = Duration::from_secs(30);
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The group.
+    pub spec: GroupSpec,
+    /// The folder for pins, on a BPF file system. Each group has a folder of its own in it.
+    pub pin_dir: PathBuf,
+    /// What the BPF programs log, through the `log` facade; none costs nothing.
+    pub bpf_log: Option<LogLevel>,
+    /// This program's own file, to start workers with.
+    pub executable: PathBuf,
+}
+
+/// Why the daemon did not start. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kernel or the process lacks something essential.
+    #[error("{0}")]
+    Missing(Missing),
+    /// Somebody else listens there.
+    #[error("{0}; stop it, or choose another address with --listen")]
+    Taken(adopt::Conflict),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {}", explain(.source))]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The sockets of the host could not be listed.
+    #[error("cannot list the listening sockets")]
+    Sockets(#[source] io::Error),
+    /// The kernel refused a part of the datapath.
+    #[error("cannot set up the datapath")]
+    Datapath(#[from] datapath::Error),
+    /// The log of the programs could not be opened.
+    #[error("cannot read the log of the BPF programs")]
+    Log(#[source] io::Error),
+}
+
+/// What went wrong with an address, in the words of somebody who chose it.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "this host has no such address; `ip address` lists those it has".into(),
+        io::ErrorKind::AddrInUse => "the address is in use; `ss -ltnp` shows by whom".into(),
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE, run it as root (sudo)".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The daemon, with everything it owns.
+pub struct Daemon {
+    pub(super) spec: GroupSpec,
+    pub(super) group: Group,
+    pub(super) applied: Applied<KernelDatapath>,
+    pub(super) listeners: BTreeMap<WorkerId, Listener>,
+    pub(super) started: Instant,
+    executable: PathBuf,
+    processes: BTreeMap<WorkerId, Orders>,
+    exits: JoinSet<Exit>,
+    requests: mpsc::Receiver<Request>,
+    seen: BTreeMap<WorkerId, WorkerState>,
+    ending: bool,
+}
+
+/// Makes the group, and starts its workers: when this returns, the group takes connections.
+///
+/// Must be called on the runtime that [`Daemon::run`] will run on.
+///
+/// # Errors
+///
+/// See [`StartError`]; nothing is left behind then.
+pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
+    let Options { spec, pin_dir, bpf_log, executable } = options;
+    for missing in datapath::check_requirements() {
+        if missing.is_fatal() {
+            return Err(StartError::Missing(missing));
+        }
+        tracing::warn!("{missing}");
+    }
+    // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
+    if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
+        return Err(StartError::Taken(conflict));
+    }
+    let mut listeners = BTreeMap::new();
+    for id in (0..spec.workers).map(WorkerId) {
+        let listener = Listener::open(spec.listen, spec.backlog)
+            .map_err(|source| StartError::Listen { address: spec.listen, source })?;
+        listeners.insert(id, listener);
+    }
+    let pins = pin_dir.join(pin_name(&spec).map_err(StartError::Sockets)?);
+    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, bpf_log)?;
+    if bpf_log.is_some() {
+        datapath.forward_log().map_err(StartError::Log)?;
+    }
+
+    let now = Instant::now();
+    let mut group = Group::new(spec.workers, spec.policy, now);
+    for id in listeners.keys() {
+        group.opened(*id);
+    }
+    let (handle, requests) = Handle::new();
+    let mut daemon = Daemon {
+        applied: Applied::new(datapath, spec.workers),
+        spec,
+        group,
+        listeners,
+        started: now,
+        executable,
+        processes: BTreeMap::new(),
+        exits: JoinSet::new(),
+        requests,
+        seen: BTreeMap::new(),
+        ending: false,
+    };
+    daemon.apply()?;
+    daemon.advance();
+    Ok((daemon, handle))
+}
+
+/// A group's name among the pins: what the kernel knows it by, so that no two daemons use the same.
+fn pin_name(spec: &GroupSpec) -> io::Result<String> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let netns = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+    // The BPF file system refuses names with dots.
+    let address = spec.listen.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    Ok(format!("tcp-{address}-{netns}"))
+}
+
+impl Daemon {
+    /// Runs until it has been told to end and everything has ended.
+    ///
+    /// The first message on `stop` ends the workers in peace, within the group's grace period; the second at once.
+    pub async fn run(mut self, mut stop: mpsc::Receiver<()>) {
+        while !(self.ending && self.group.is_gone()) {
+            let wake = self.next_wake();
+            tokio::select! {
+                Some(request) = self.requests.recv() => self.answer(request),
+                Some(exit) = self.exits.join_next() => self.exited(exit),
+                Some(()) = stop.recv() => self.end(),
+                () = sleep_until(wake) => {}
+            }
+            self.advance();
+        }
+        tracing::info!("all workers have ended");
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let poll = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
+        [poll, self.group.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Ends: in peace the first time, at once when asked again.
+    fn end(&mut self) {
+        let grace = if self.ending { Duration::ZERO } else { self.spec.grace };
+        tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
+        self.ending = true;
+        self.group.shut_down(grace, Instant::now());
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Who asked may have gone away meanwhile; what was asked is done all the same.
+        fn send<T>(reply: Reply<T>, answer: Result<T, RequestError>) {
+            drop(reply.send(answer));
+        }
+        let now = Instant::now();
+        match request {
+            Request::Status(reply) => send(reply, self.status()),
+            Request::SetPolicy(name, policy, reply) => {
+                let changed = self.change(&name, |group| group.set_policy(policy));
+                send(reply, changed.and_then(|()| self.group_status()));
+            }
+            Request::Drain(name, id, drain, reply) => {
+                let DrainRequest { stop, timeout_ms, force } = drain;
+                let timeout = stop.then(|| timeout_ms.map_or(DEFAULT_STOP, Duration::from_millis));
+                let changed = self.change(&name, |group| group.drain(id, timeout, force, now));
+                // A program that runs at this moment may still pick by the old tables. The promise is that none does
+                // once the answer is there.
+                let settled = changed.and_then(|()| Ok(self.applied.settle()?));
+                send(reply, settled.and_then(|()| self.worker_status(id)));
+            }
+            Request::Undrain(name, id, reply) => {
+                let changed = self.change(&name, |group| group.undrain(id, now));
+                self.advance();
+                send(reply, changed.and_then(|()| self.worker_status(id)));
+            }
+            Request::SetWeight(name, id, weight, reply) => {
+                let changed = self.change(&name, |group| group.set_weight(id, weight));
+                send(reply, changed.and_then(|()| self.worker_status(id)));
+            }
+            Request::Shutdown(reply) => {
+                self.end();
+                send(reply, Ok(()));
+            }
+        }
+    }
+
+    /// Changes the group and the kernel's side, or neither.
+    fn change(
+        &mut self,
+        name: &GroupName,
+        change: impl FnOnce(&mut Group) -> Result<(), Refusal>,
+    ) -> Result<(), RequestError> {
+        if let Some(name) = name
+            && *name != self.spec.name
+        {
+            let known = &self.spec.name;
+            return Err(RequestError::NotFound(format!("no group {name}; there is {known}")));
+        }
+        if self.ending {
+            return Err(RequestError::Refused("the daemon is shutting down".into()));
+        }
+        let before = self.group.clone();
+        change(&mut self.group)?;
+        self.apply().inspect_err(|_| self.group = before)?;
+        Ok(())
+    }
+
+    fn apply(&mut self) -> Result<(), datapath::Error> {
+        let Self { applied, group, listeners, .. } = self;
+        let desired = group.desired();
+        applied.apply(&desired, |slot| Some(listeners.get(&WorkerId(slot))?.as_fd()))
+    }
+
+    /// Does what is due, until nothing is, and says what has changed.
+    fn advance(&mut self) {
+        loop {
+            let datapath = self.applied.datapath();
+            let is_idle = |id: WorkerId| {
+                let load = datapath.load(id.0);
+                datapath.counts_connections() && load.active == 0 && load.pending == 0
+            };
+            let actions = self.group.advance(Instant::now(), is_idle);
+            if let Err(error) = self.apply() {
+                tracing::error!(error = chain(&error), "the datapath is not as it should be");
+            }
+            for action in &actions {
+                self.carry_out(*action);
+            }
+            if actions.is_empty() {
+                break;
+            }
+        }
+        self.log_changes();
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        let now = Instant::now();
+        match action {
+            Action::Open(id) => match Listener::open(self.spec.listen, self.spec.backlog) {
+                Ok(listener) => {
+                    self.listeners.insert(id, listener);
+                    self.group.opened(id);
+                }
+                Err(error) => self.group.ended(id, format!("cannot listen: {}", explain(&error)), now),
+            },
+            Action::Start(id) => self.start_worker(id),
+            Action::Terminate(id) => self.order(id, Order::Terminate),
+            Action::Kill(id) => self.order(id, Order::Kill),
+            Action::Close(id) => {
+                // No table names it any more, since its worker is not eligible. Closing moves its queue, by the
+                // program, to workers that are.
+                self.listeners.remove(&id);
+                self.group.closed(id);
+            }
+        }
+    }
+
+    fn start_worker(&mut self, id: WorkerId) {
+        // Without a socket it will be tried again, together with the socket.
+        let Some(listener) = self.listeners.get(&id) else { return };
+        let launch = Launch {
+            executable: &self.executable,
+            command: &self.spec.command,
+            worker: id,
+            group: &self.spec.name,
+            socket: listener.as_fd(),
+        };
+        match Process::start(&launch) {
+            Ok(process) => {
+                self.group.started(id, process.pid(), Instant::now());
+                self.processes.insert(id, process::watch(&mut self.exits, id, process));
+            }
+            Err(error) => {
+                let error = chain(&error);
+                self.group.ended(id, error, Instant::now());
+            }
+        }
+    }
+
+    fn order(&mut self, id: WorkerId, order: Order) {
+        if let Some(orders) = self.processes.get(&id) {
+            // Its task has ended when the process has, and then nothing is to be ordered.
+            let _ = orders.send(order);
+        }
+    }
+
+    fn exited(&mut self, exit: Result<Exit, tokio::task::JoinError>) {
+        match exit {
+            Ok((id, pid, reason)) => {
+                tracing::info!(worker = id.0, pid, "worker process {reason}");
+                self.processes.remove(&id);
+                self.group.ended(id, reason, Instant::now());
+            }
+            Err(error) => tracing::error!(%error, "a worker is not watched any more"),
+        }
+    }
+
+    /// One line for each worker whose state is another than the last time.
+    fn log_changes(&mut self) {
+        for (id, worker) in self.group.workers() {
+            let state = worker.state();
+            let Some(before) = self.seen.insert(id, state).filter(|before| *before != state) else { continue };
+            let load = self.applied.datapath().load(id.0);
+            tracing::info!(worker = id.0, pid = worker.pid(), active = load.active, "worker {before} -> {state}");
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,109 @@
+//! What the daemon says of itself: the group's state together with the kernel's counters.
+
+use std::{collections::HashMap, io};
+
+use reuseport_lb_ebpf::outcome::{self, Outcome};
+
+use super::{Daemon, RequestError};
+use crate::{
+    adopt,
+    chain::chain,
+    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Status, WorkerStatus},
+    datapath::{self, Datapath as _},
+    group::{Worker, WorkerId},
+};
+
+impl From<datapath::Error> for RequestError {
+    fn from(error: datapath::Error) -> Self {
+        Self::Failed(chain(&error))
+    }
+}
+
+impl From<io::Error> for RequestError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl Daemon {
+    /// Everything.
+    pub(super) fn status(&self) -> Result<Status, RequestError> {
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            groups: vec![self.group_status()?],
+        })
+    }
+
+    /// The one group there is.
+    pub(super) fn group_status(&self) -> Result<GroupStatus, RequestError> {
+        let queues = self.queues()?;
+        Ok(GroupStatus {
+            name: self.spec.name.clone(),
+            protocol: Protocol::Tcp,
+            listen: self.spec.listen,
+            mode: Mode::Supervised,
+            policy: self.group.policy(),
+            workers: self
+                .group
+                .workers()
+                .map(|(id, worker)| self.describe(id, worker, &queues))
+                .collect::<Result<_, _>>()?,
+            outcomes: outcomes(self.applied.datapath().outcomes()?),
+        })
+    }
+
+    /// One worker.
+    pub(super) fn worker_status(&self, id: WorkerId) -> Result<WorkerStatus, RequestError> {
+        self.describe(id, self.group.worker(id)?, &self.queues()?)
+    }
+
+    fn describe(
+        &self,
+        id: WorkerId,
+        worker: &Worker,
+        queues: &HashMap<u64, adopt::Queue>,
+    ) -> Result<WorkerStatus, RequestError> {
+        let datapath = self.applied.datapath();
+        let (load, selections) = (datapath.load(id.0), datapath.selections(id.0)?);
+        let queue = self.listeners.get(&id).and_then(|listener| queues.get(&listener.cookie()));
+        Ok(WorkerStatus {
+            id,
+            pid: worker.pid(),
+            state: worker.state(),
+            reason: worker.reason.clone().filter(|_| worker.pid().is_none()),
+            weight: worker.weight,
+            connections: Connections {
+                active: load.active,
+                pending: load.pending,
+                queued: queue.map_or(0, |queue| queue.depth.into()),
+                selected_total: selections.selected,
+                migrated_in_total: selections.migrated_in,
+            },
+            restarts: worker.restarts,
+        })
+    }
+
+    fn queues(&self) -> Result<HashMap<u64, adopt::Queue>, RequestError> {
+        Ok(adopt::queue_depths(self.spec.listen.port())?)
+    }
+}
+
+fn outcomes(counts: outcome::Outcomes) -> Outcomes {
+    let mut sums = Outcomes::default();
+    for outcome in Outcome::ALL {
+        let sum = match outcome {
+            Outcome::Selected => &mut sums.selected,
+            Outcome::Retried => &mut sums.retried,
+            Outcome::Migrated => &mut sums.migrated,
+            Outcome::Stray => &mut sums.stray,
+            Outcome::FallbackNoWorker | Outcome::FallbackUnreadable | Outcome::FallbackRefused => {
+                &mut sums.fallback
+            }
+            Outcome::Dropped => &mut sums.dropped,
+        };
+        *sum += counts[outcome.index()];
+    }
+    sums
+}

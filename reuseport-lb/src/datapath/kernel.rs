@@ -1,0 +1,248 @@
+//! The datapath of the running kernel.
+
+use std::{io, os::fd::BorrowedFd, path::Path};
+
+use aya::{
+    Btf, Ebpf, Pod,
+    maps::{HashMap, Map, MapData, PerCpuArray, ReusePortSockArray, SkStorage},
+    programs::{BtfTracePoint, ProgramError, SkReuseport, SkReuseportError, links::FdLink},
+};
+use reuseport_lb_ebpf::{
+    names,
+    outcome::{Outcome, Outcomes},
+    worker::{Owner, Selections},
+};
+use rustix::thread::MembarrierCommand;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    Datapath, Error, Selection, SlotLoad, SlotSelections,
+    object::{self, LogLevel},
+    pins::Pins,
+    tables::{SharedLoads, SharedTables},
+};
+use crate::policy::Policy;
+
+/// The selection programs, by policy.
+const PROGRAMS: [(Policy, &str); 6] = [
+    (Policy::Hash, names::SELECT_HASH),
+    (Policy::ConsistentHash, names::SELECT_CONSISTENT_HASH),
+    (Policy::LeastLoaded, names::SELECT_LEAST_LOADED),
+    (Policy::PowerOfTwo, names::SELECT_POWER_OF_TWO),
+    (Policy::RoundRobin, names::SELECT_ROUND_ROBIN),
+    (Policy::Random, names::SELECT_RANDOM),
+];
+
+/// Plain integers without padding, so that any bytes make one: what aya asks of a map's value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Value<T>(T);
+
+// SAFETY: the layout of these types is asserted, without padding, where they are declared.
+unsafe impl Pod for Value<Owner> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<Selections> {}
+
+/// The programs and maps of one group.
+///
+/// Dropping it takes away the pins and stops the counting of connections. The program stays with the group until
+/// [`attach`](Datapath::attach) with [`Policy::Kernel`], or until the group's last socket is closed.
+pub struct KernelDatapath {
+    ebpf: Ebpf,
+    tables: SharedTables,
+    loads: SharedLoads,
+    sockets: ReusePortSockArray<MapData>,
+    owner: SkStorage<MapData, Value<Owner>>,
+    listeners: HashMap<MapData, u64, u32>,
+    selections: PerCpuArray<MapData, Value<Selections>>,
+    outcomes: PerCpuArray<MapData, Outcomes>,
+    seed: u64,
+    counts_connections: bool,
+    settled: bool,
+    _pins: Pins,
+}
+
+impl KernelDatapath {
+    /// Loads programs and maps, pins them to the folder `pins`, and starts to count connections.
+    ///
+    /// `seed` is that of the flow hash, and `log` what the programs are to log; see [`Self::forward_log`].
+    ///
+    /// # Minimum kernel version
+    ///
+    /// 5.14. Without the kernel's BTF, connections are not counted.
+    pub fn load(pins: &Path, seed: u64, log: Option<LogLevel>) -> Result<Self, Error> {
+        let btf = match Btf::from_sys_fs() {
+            Ok(btf) => Some(btf),
+            Err(error) => {
+                tracing::debug!(%error, "no BTF");
+                None
+            }
+        };
+        let mut ebpf = object::load(btf.as_ref(), log)?;
+        for (_, name) in PROGRAMS {
+            program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
+        }
+        let tracking = btf.as_ref().map(|btf| track_connections(&mut ebpf, btf)).transpose()?;
+
+        let counts_connections = tracking.is_some();
+        let pins = Pins::create(pins, &ebpf, tracking)?;
+        Ok(Self {
+            tables: SharedTables::map(map_data(&ebpf, names::TABLES)?.fd())?,
+            loads: SharedLoads::map(map_data(&ebpf, names::WORKERS)?.fd())?,
+            sockets: take(&mut ebpf, names::SOCKETS)?,
+            owner: take(&mut ebpf, names::OWNER)?,
+            listeners: take(&mut ebpf, names::LISTENERS)?,
+            selections: take(&mut ebpf, names::SELECTIONS)?,
+            outcomes: take(&mut ebpf, names::OUTCOMES)?,
+            ebpf,
+            seed,
+            counts_connections,
+            settled: true,
+            _pins: pins,
+        })
+    }
+
+    /// Passes what the programs log on to the `log` facade, for as long as the runtime lives.
+    ///
+    /// # Errors
+    ///
+    /// The ring buffer of the log cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn forward_log(&mut self) -> io::Result<()> {
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).map_err(io::Error::other)?;
+        // SAFETY: the logger's descriptor is that of its ring buffer, which it keeps open and never exchanges.
+        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        let mut logger = logger.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            while let Ok(mut ready) = logger.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        });
+        Ok(())
+    }
+}
+
+fn track_connections(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, Error> {
+    let name = names::TRACK_CONNECTIONS;
+    let tracker = program::<BtfTracePoint>(ebpf, name)?;
+    let mut attach = || {
+        tracker.load(names::INET_SOCK_SET_STATE, btf)?;
+        let id = tracker.attach()?;
+        tracker.take_link(id)
+    };
+    Ok(attach().map_err(Error::program(name))?.into())
+}
+
+impl Datapath for KernelDatapath {
+    fn insert(&mut self, slot: u16, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        // The socket knows its slot before it can be picked, so that each connection is counted.
+        let owner = Owner { slot: slot.into(), counted: 0 };
+        self.owner.insert(&socket, Value(owner), 0).map_err(Error::map(names::OWNER))?;
+        let cookie = rustix::net::sockopt::socket_cookie(socket)
+            .map_err(|error| Error::system("getsockopt(SO_COOKIE)")(error.into()))?;
+        self.listeners.insert(cookie, u32::from(slot), 0).map_err(Error::map(names::LISTENERS))?;
+        self.sockets.set(slot.into(), &socket, 0).map_err(Error::map(names::SOCKETS)).inspect_err(|_| {
+            // Nothing was picked yet, so nothing depends on the entry.
+            drop(self.listeners.remove(&cookie));
+        })
+    }
+
+    fn remove(&mut self, slot: u16) -> Result<(), Error> {
+        match self.sockets.clear_index(&slot.into()) {
+            Err(aya::maps::MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            result => result.map_err(Error::map(names::SOCKETS)),
+        }
+    }
+
+    fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error> {
+        self.settle()?;
+        self.tables.commit(selection, self.seed);
+        self.settled = false;
+        Ok(())
+    }
+
+    fn attach(&mut self, policy: Policy, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        if policy.compares_loads() && !self.counts_connections {
+            return Err(Error::NotCounted(policy));
+        }
+        let Some((_, name)) = PROGRAMS.into_iter().find(|(of, _)| *of == policy) else {
+            return match SkReuseport::detach(socket) {
+                // No program is attached, which is what is wanted.
+                Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError { io_error, .. }))
+                    if io_error.kind() == io::ErrorKind::NotFound =>
+                {
+                    Ok(())
+                }
+                result => result.map_err(Error::program("detach")),
+            };
+        };
+        program::<SkReuseport>(&mut self.ebpf, name)?.attach(socket).map_err(Error::program(name))?;
+        self.settled = false;
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        if !self.settled {
+            // Ends after an RCU grace period (kernel/sched/membarrier.c), and the programs run under RCU.
+            rustix::thread::membarrier(MembarrierCommand::Global)
+                .map_err(|error| Error::system("membarrier")(error.into()))?;
+            self.settled = true;
+        }
+        Ok(())
+    }
+
+    fn counts_connections(&self) -> bool {
+        self.counts_connections
+    }
+
+    fn load(&self, slot: u16) -> SlotLoad {
+        self.loads.get(slot)
+    }
+
+    fn selections(&self, slot: u16) -> Result<SlotSelections, Error> {
+        let cpus = self.selections.get(&slot.into(), 0).map_err(Error::map(names::SELECTIONS))?;
+        Ok(cpus.iter().fold(SlotSelections::default(), |sum, Value(cpu)| SlotSelections {
+            selected: sum.selected + cpu.selected,
+            migrated_in: sum.migrated_in + cpu.migrated_in,
+        }))
+    }
+
+    fn outcomes(&self) -> Result<Outcomes, Error> {
+        let cpus = self.outcomes.get(&0, 0).map_err(Error::map(names::OUTCOMES))?;
+        let mut sums = [0; Outcome::COUNT];
+        for cpu in cpus.iter() {
+            for (sum, count) in sums.iter_mut().zip(cpu) {
+                *sum += count;
+            }
+        }
+        Ok(sums)
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(Error::Lacks(name))?;
+    program.try_into().map_err(Error::program(name))
+}
+
+fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Lacks(name))?;
+    map.try_into().map_err(Error::map(name))
+}
+
+fn map_data<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a MapData, Error> {
+    match ebpf.map(name) {
+        Some(Map::Array(data)) => Ok(data),
+        _ => Err(Error::Lacks(name)),
+    }
+}

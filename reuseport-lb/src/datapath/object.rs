@@ -1,0 +1,22 @@
+//! The object with the BPF programs, and how it is loaded.
+
+use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+
+use super::Error;
+
+/// The programs, built by `cargo xtask build-ebpf`; the build script says from where.
+static OBJECT: &[u8] = include_bytes_aligned!(env!("REUSEPORT_LB_BPF_OBJECT_PATH"));
+
+/// What the programs log.
+pub type LogLevel = aya_log::Level;
+
+/// Loads the maps of the object, and leaves its programs to be loaded one by one.
+pub(super) fn load(btf: Option<&Btf>, log: Option<LogLevel>) -> Result<Ebpf, Error> {
+    // A level of zero lets the verifier cut the log statements out.
+    let level = log.map_or(0, |level| level as u8);
+    EbpfLoader::new()
+        .btf(btf)
+        .override_global(aya_log::LEVEL, &level, true)
+        .load(OBJECT)
+        .map_err(|error| Error::Load(Box::new(error)))
+}

@@ -1,0 +1,81 @@
+//! What the kernel and the process must have.
+
+use std::fmt;
+
+use aya::programs::ProgramType;
+use caps::{CapSet, Capability};
+
+/// The capabilities that the daemon needs, each with what for. `CAP_SYS_ADMIN` includes the first and the second.
+const CAPABILITIES: [(Capability, &str); 4] = [
+    (Capability::CAP_BPF, "to load programs and maps"),
+    (Capability::CAP_PERFMON, "to count connections with a tracepoint"),
+    (Capability::CAP_NET_ADMIN, "to attach a program to the group"),
+    (Capability::CAP_SYS_ADMIN, "to mount the BPF file system and to pin"),
+];
+
+/// Something that is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Capabilities, without which nothing can be done.
+    Capabilities(Vec<String>),
+    /// `SO_REUSEPORT` programs, without which nothing can be steered.
+    SkReuseport,
+    /// The kernel's BTF: connections are not counted.
+    Btf,
+    /// The JIT: the programs run in the interpreter.
+    Jit,
+}
+
+impl Missing {
+    /// Whether the daemon cannot run at all.
+    pub const fn is_fatal(&self) -> bool {
+        matches!(self, Self::Capabilities(_) | Self::SkReuseport)
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capabilities(names) => {
+                write!(f, "not permitted: this needs {}; run it as root (sudo)", names.join(", "))
+            }
+            Self::SkReuseport => f.write_str(
+                "this kernel has no SK_REUSEPORT programs; it needs Linux 5.14 or later with CONFIG_BPF_SYSCALL and \
+                 CONFIG_INET",
+            ),
+            Self::Btf => f.write_str(
+                "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): open connections are not counted, so least-loaded \
+                 and power-of-two are not to be had, and a draining worker is never seen to be drained",
+            ),
+            Self::Jit => f.write_str(
+                "the BPF JIT is off, so steering costs more; turn it on with: sysctl net.core.bpf_jit_enable=1",
+            ),
+        }
+    }
+}
+
+/// Everything that is missing, the worst first.
+pub fn check() -> Vec<Missing> {
+    let mut missing = Vec::new();
+    let lacks = |capability| !caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let capabilities: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|(capability, _)| lacks(*capability))
+        .map(|(capability, purpose)| format!("{capability} {purpose}"))
+        .collect();
+    if !capabilities.is_empty() {
+        // Whatever else is missing cannot be found out without them.
+        return vec![Missing::Capabilities(capabilities)];
+    }
+    if !matches!(aya::sys::is_program_supported(ProgramType::SkReuseport), Ok(true)) {
+        missing.push(Missing::SkReuseport);
+    }
+    if aya::Btf::from_sys_fs().is_err() {
+        missing.push(Missing::Btf);
+    }
+    let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable");
+    if matches!(jit.as_deref().map(str::trim), Ok("0")) {
+        missing.push(Missing::Jit);
+    }
+    missing
+}

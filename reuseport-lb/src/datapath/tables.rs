@@ -1,0 +1,141 @@
+//! The tables and the loads, as memory that user space and the programs share.
+
+use std::{
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+use reuseport_lb_ebpf::{
+    flow::KeyMask,
+    limits::MAX_WORKERS,
+    tables::{Bank, COST_UNIT, Tables},
+    worker::{self, Load, Workers},
+};
+
+use super::{Error, Selection, SlotLoad};
+use crate::policy::HashOn;
+
+/// The memory of map `TABLES`.
+#[derive(Debug)]
+pub(super) struct SharedTables {
+    memory: MmapRaw,
+}
+
+impl SharedTables {
+    /// Maps the memory of a map whose one value is [`Tables`].
+    pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
+        Ok(Self { memory: map_value::<Tables>(map, Access::Write)? })
+    }
+
+    fn tables(&self) -> *mut Tables {
+        self.memory.as_mut_ptr().cast()
+    }
+
+    fn active(&self) -> &AtomicU64 {
+        // SAFETY: the word lies at the start of the mapping, which is aligned to a page, and is only ever accessed
+        // as a whole: here by atomics, in the programs by one load.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.tables()).active) }
+    }
+
+    /// Fills the idle bank and makes it the active one.
+    ///
+    /// The caller must have seen to it that no program still reads the idle bank, where that matters to it: one
+    /// that does may pick any slot of the old or the new tables.
+    pub(super) fn commit(&mut self, selection: &Selection<'_>, seed: u64) {
+        let Selection { members, shares, ring, hash_on, refuse } = *selection;
+        let idle = self.active().load(Ordering::Relaxed) & 1 ^ 1;
+        // SAFETY: the index is 0 or 1, within the array of banks. The arrays are written within their lengths,
+        // which the slices are cut to. No reference is made to memory that programs read; what a program that is
+        // late reads of a half-written bank are integers that it bounds itself.
+        unsafe {
+            let bank = (&raw mut (*self.tables()).banks).cast::<Bank>().add(idle as usize);
+            (&raw mut (*bank).masks).write(hash_on.map(mask));
+            (&raw mut (*bank).seed).write(seed);
+            (&raw mut (*bank).refuse).write(u32::from(refuse));
+            (&raw mut (*bank).ring_len).write(fill(&raw mut (*bank).ring, ring));
+            (&raw mut (*bank).shares_len).write(fill(&raw mut (*bank).shares, shares));
+            let costs = (&raw mut (*bank).costs).cast::<u32>();
+            let slots = (&raw mut (*bank).members).cast::<u16>();
+            let members = &members[..members.len().min(MAX_WORKERS as usize)];
+            for (index, member) in members.iter().enumerate() {
+                slots.add(index).write(member.slot);
+                costs
+                    .add(usize::from(member.slot) % MAX_WORKERS as usize)
+                    .write(COST_UNIT / u32::from(member.weight));
+            }
+            (&raw mut (*bank).members_len).write(members.len() as u32);
+        }
+        // The programs find the bank through this word, so their reads of the bank depend on their read of the
+        // word, and all that was written above is there for who sees the new word.
+        self.active().store(idle, Ordering::Release);
+    }
+}
+
+/// Copies as much as fits, and says how much that is.
+///
+/// # Safety
+///
+/// `room` must be valid for writes.
+unsafe fn fill<const N: usize>(room: *mut [u16; N], slots: &[u16]) -> u32 {
+    let len = slots.len().min(N);
+    // SAFETY: the length is at most that of both; a slice of ordinary memory and a map do not overlap.
+    unsafe { room.cast::<u16>().copy_from_nonoverlapping(slots.as_ptr(), len) };
+    len as u32
+}
+
+const fn mask(hash_on: HashOn) -> KeyMask {
+    match hash_on {
+        HashOn::Flow => KeyMask::FLOW,
+        HashOn::Source => KeyMask::SOURCE,
+    }
+}
+
+/// The memory of map `WORKERS`.
+#[derive(Debug)]
+pub(super) struct SharedLoads {
+    memory: MmapRaw,
+}
+
+impl SharedLoads {
+    /// Maps the memory of a map whose one value is [`Workers`].
+    pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
+        Ok(Self { memory: map_value::<Workers>(map, Access::Read)? })
+    }
+
+    /// The load of a slot, at this moment.
+    pub(super) fn get(&self, slot: u16) -> SlotLoad {
+        let slot = usize::from(slot) % MAX_WORKERS as usize;
+        // SAFETY: the slot is within the array. Programs add to the words meanwhile; each is read at once.
+        let load = unsafe {
+            let load = self.memory.as_ptr().cast::<Load>().add(slot);
+            Load {
+                active: (&raw const (*load).active).read_volatile(),
+                pending: (&raw const (*load).pending).read_volatile(),
+                pending_epoch: (&raw const (*load).pending_epoch).read_volatile(),
+                ..Load::default()
+            }
+        };
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+        SlotLoad { active: load.active, pending: load.pending_at(worker::epoch(now_ns)) }
+    }
+}
+
+enum Access {
+    Read,
+    Write,
+}
+
+fn map_value<T>(map: impl AsFd, access: Access) -> Result<MmapRaw, Error> {
+    use std::os::fd::AsRawFd as _;
+
+    let fd = map.as_fd().as_raw_fd();
+    let mut options = MmapOptions::new();
+    options.len(size_of::<T>());
+    match access {
+        Access::Read => options.map_raw_read_only(fd),
+        Access::Write => options.map_raw(fd),
+    }
+    .map_err(Error::system("mmap of a BPF map"))
+}

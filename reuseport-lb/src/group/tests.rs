@@ -1,0 +1,200 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn policy(name: Policy) -> PolicySpec {
+    PolicySpec { name, hash_on: HashOn::Flow }
+}
+
+/// A group of `workers` workers that all run.
+fn running(workers: u16, now: Instant) -> Group {
+    let mut group = Group::new(workers, policy(Policy::ConsistentHash), now);
+    carry_out(&mut group, now, |_| false);
+    group
+}
+
+/// Does at once what the group wants done.
+fn carry_out(group: &mut Group, now: Instant, is_idle: impl Fn(WorkerId) -> bool) -> Vec<Action> {
+    let actions = group.advance(now, is_idle);
+    for action in &actions {
+        match *action {
+            Action::Open(id) => group.opened(id),
+            Action::Start(id) => group.started(id, 100 + u32::from(id.0), now),
+            Action::Close(id) => group.closed(id),
+            Action::Terminate(_) | Action::Kill(_) => {}
+        }
+    }
+    actions
+}
+
+fn states(group: &Group) -> Vec<WorkerState> {
+    group.workers().map(|(_, worker)| worker.state()).collect()
+}
+
+fn members(group: &Group) -> Vec<u16> {
+    group.desired().members.iter().map(|member| member.slot).collect()
+}
+
+#[test]
+fn starts_by_opening_and_starting_each_worker() {
+    let now = Instant::now();
+    let mut group = Group::new(2, policy(Policy::Hash), now);
+    assert_eq!(states(&group), [WorkerState::Starting; 2]);
+    let [a, b] = [WorkerId(0), WorkerId(1)];
+    assert_eq!(
+        carry_out(&mut group, now, |_| false),
+        [Action::Open(a), Action::Start(a), Action::Open(b), Action::Start(b)]
+    );
+    assert_eq!(states(&group), [WorkerState::Active; 2]);
+    assert_eq!(members(&group), [0, 1]);
+    assert_eq!(group.next_deadline(), None);
+}
+
+#[test]
+fn a_worker_that_dies_is_passed_over_until_its_successor_runs() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    group.ended(WorkerId(1), "killed by SIGKILL".into(), now + SECOND);
+    assert_eq!(states(&group), [WorkerState::Active, WorkerState::Down]);
+    assert_eq!(members(&group), [0]);
+    assert!(group.desired().sockets.contains(&1), "its queue waits");
+    let restart_at = group.next_deadline().unwrap();
+    assert!(restart_at > now + SECOND);
+    assert_eq!(carry_out(&mut group, restart_at, |_| false), [Action::Start(WorkerId(1))]);
+    assert_eq!(members(&group), [0, 1]);
+    assert_eq!(group.worker(WorkerId(1)).unwrap().restarts, 1);
+}
+
+#[test]
+fn connections_wait_for_a_successor_when_nobody_else_serves() {
+    let now = Instant::now();
+    let mut group = running(3, now);
+    group.drain(WorkerId(2), None, false, now).unwrap();
+    group.ended(WorkerId(0), String::new(), now);
+    group.ended(WorkerId(1), String::new(), now);
+    assert_eq!(members(&group), [0, 1], "not the one that drains");
+    assert!(!group.desired().refuse);
+}
+
+#[test]
+fn draining_ends_when_nothing_is_left() {
+    let now = Instant::now();
+    let mut group = running(3, now);
+    group.drain(WorkerId(1), None, false, now).unwrap();
+    assert_eq!(members(&group), [0, 2]);
+    assert!(group.is_draining());
+    assert_eq!(group.worker(WorkerId(1)).unwrap().state(), WorkerState::Draining);
+    carry_out(&mut group, now, |_| true);
+    assert_eq!(group.worker(WorkerId(1)).unwrap().state(), WorkerState::Drained);
+    assert!(!group.is_draining());
+    group.undrain(WorkerId(1), now).unwrap();
+    assert_eq!(members(&group), [0, 1, 2]);
+}
+
+#[test]
+fn stopping_waits_for_connections_then_terminates_then_closes() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    let id = WorkerId(1);
+    group.drain(id, Some(SECOND), false, now).unwrap();
+    assert_eq!(carry_out(&mut group, now, |_| false), []);
+    assert_eq!(carry_out(&mut group, now, |_| true), [Action::Terminate(id)]);
+    assert_eq!(group.worker(id).unwrap().state(), WorkerState::Stopping);
+    group.ended(id, "exited with status 0".into(), now);
+    assert_eq!(carry_out(&mut group, now, |_| true), [Action::Close(id)]);
+    let worker = group.worker(id).unwrap();
+    assert_eq!((worker.state(), worker.reason.as_deref()), (WorkerState::Down, None));
+    assert_eq!(group.next_deadline(), None, "it stays down");
+    group.undrain(id, now).unwrap();
+    assert_eq!(carry_out(&mut group, now, |_| false), [Action::Open(id), Action::Start(id)]);
+    assert_eq!(members(&group), [0, 1]);
+}
+
+#[test]
+fn a_worker_that_does_not_stop_is_terminated_then_killed() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    let id = WorkerId(0);
+    group.drain(id, Some(SECOND), false, now).unwrap();
+    assert_eq!(group.next_deadline(), Some(now + SECOND));
+    assert_eq!(carry_out(&mut group, now + SECOND, |_| false), [Action::Terminate(id)]);
+    assert_eq!(group.next_deadline(), Some(now + 2 * SECOND));
+    assert_eq!(carry_out(&mut group, now + 2 * SECOND, |_| false), [Action::Kill(id)]);
+    assert_eq!(carry_out(&mut group, now + 9 * SECOND, |_| false), [], "once is enough");
+}
+
+#[test]
+fn a_stop_that_is_taken_back_starts_the_worker_again() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    let id = WorkerId(0);
+    group.drain(id, Some(SECOND), false, now).unwrap();
+    carry_out(&mut group, now, |_| true);
+    group.undrain(id, now).unwrap();
+    group.ended(id, String::new(), now);
+    assert_eq!(carry_out(&mut group, now, |_| false), [Action::Start(id)]);
+}
+
+#[test]
+fn the_last_worker_is_drained_only_by_force() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    group.drain(WorkerId(0), None, false, now).unwrap();
+    assert_eq!(group.drain(WorkerId(1), None, false, now), Err(Refusal::LastWorker(WorkerId(1))));
+    assert_eq!(members(&group), [1]);
+    group.drain(WorkerId(1), None, true, now).unwrap();
+    assert_eq!(members(&group), []);
+    assert!(group.desired().refuse);
+}
+
+#[test]
+fn kernel_and_draining_exclude_each_other() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    group.drain(WorkerId(0), None, false, now).unwrap();
+    let refusal = group.set_policy(policy(Policy::Kernel)).unwrap_err();
+    assert_eq!(refusal, Refusal::KernelWouldFeed(WorkerId(0), WorkerState::Draining));
+    group.undrain(WorkerId(0), now).unwrap();
+    group.set_policy(policy(Policy::Kernel)).unwrap();
+    assert_eq!(group.drain(WorkerId(0), None, false, now), Err(Refusal::KernelCannotDrain));
+}
+
+#[test]
+fn each_hashing_policy_remembers_what_it_hashes() {
+    let mut group = running(1, Instant::now());
+    group.set_policy(PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Source }).unwrap();
+    group.set_policy(policy(Policy::Hash)).unwrap();
+    assert_eq!(group.policy(), policy(Policy::Hash));
+    assert_eq!(group.desired().hash_on, [HashOn::Flow, HashOn::Source]);
+}
+
+#[test]
+fn weights_have_a_range() {
+    let mut group = running(1, Instant::now());
+    for weight in [0, 257, u16::MAX] {
+        assert_eq!(group.set_weight(WorkerId(0), weight), Err(Refusal::Weight(weight)));
+    }
+    group.set_weight(WorkerId(0), 256).unwrap();
+    assert_eq!(group.desired().members, [Member { slot: 0, weight: 256 }]);
+    assert_eq!(group.set_weight(WorkerId(7), 1), Err(Refusal::NoSuchWorker(WorkerId(7), WorkerId(0))));
+}
+
+#[test]
+fn shutting_down_ends_with_nothing_left() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    group.shut_down(SECOND, now);
+    assert!(group.desired().refuse);
+    assert_eq!(
+        carry_out(&mut group, now, |_| false),
+        [Action::Terminate(WorkerId(0)), Action::Terminate(WorkerId(1))]
+    );
+    for id in [WorkerId(0), WorkerId(1)] {
+        group.ended(id, String::new(), now);
+    }
+    assert!(!group.is_gone());
+    carry_out(&mut group, now, |_| false);
+    assert!(group.is_gone());
+}
