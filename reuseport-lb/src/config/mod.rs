@@ -1,8 +1,17 @@
 //! What the user asked for, as one validated value.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::ValueEnum;
 
 use crate::policy::PolicySpec;
+
+pub mod values;
 
 /// The most workers that one group takes.
 pub const MAX_WORKERS: u16 = reuseport_lb_ebpf::limits::MAX_WORKERS as u16;
@@ -40,4 +49,89 @@ pub enum WorkerCommand {
         /// Its arguments.
         args: Vec<OsString>,
     },
+}
+
+impl WorkerCommand {
+    /// Looks the command up: a bare name on `PATH`, anything with a `/` from the working folder. No command means
+    /// the built-in worker.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandNotFound`] when there is no such file, or it may not be executed.
+    pub fn find(command: &[OsString]) -> Result<Self, CommandNotFound> {
+        let Some((name, args)) = command.split_first() else {
+            return Ok(Self::BuiltIn);
+        };
+        let program = which::which(name).map_err(|_| CommandNotFound::new(name))?;
+        Ok(Self::Program { program, args: args.to_vec() })
+    }
+}
+
+/// A worker command that cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {why}", name.display())]
+pub struct CommandNotFound {
+    name: OsString,
+    why: &'static str,
+}
+
+impl CommandNotFound {
+    fn new(name: &OsStr) -> Self {
+        let is_bare = !name.as_encoded_bytes().contains(&b'/');
+        let why = match Path::new(name).metadata() {
+            _ if is_bare => "no such command on PATH",
+            Err(_) => "no such file",
+            Ok(found) if found.is_dir() => "is a folder",
+            Ok(_) => "is not executable",
+        };
+        Self { name: name.to_owned(), why }
+    }
+}
+
+/// From which level on the BPF programs log. They are silent, and pay nothing, unless one is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub enum BpfLogLevel {
+    /// What should not happen
+    Error,
+    /// What the user should know
+    Warn,
+    /// What changes
+    Info,
+    /// Each pick
+    Debug,
+    /// Each step of each pick
+    Trace,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    fn why_not(command: &str) -> String {
+        WorkerCommand::find(&[command.into()]).expect_err(command).to_string()
+    }
+
+    #[test]
+    fn commands_are_looked_up_before_anything_is_done() {
+        assert_eq!(WorkerCommand::find(&[]), Ok(WorkerCommand::BuiltIn));
+        let found = WorkerCommand::find(&["sh".into(), "-c".into()]).expect("every system has sh");
+        let WorkerCommand::Program { program, args } = found else { panic!("{found:?}") };
+        assert!(program.is_absolute() && program.ends_with("sh"), "{}", program.display());
+        assert_eq!(args, ["-c"]);
+    }
+
+    #[test]
+    fn a_command_that_cannot_run_says_why() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let plain = folder.path().join("plain");
+        fs::write(&plain, "").expect("a file");
+        fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("mode 0644");
+
+        assert_eq!(why_not("no-such-server"), "no-such-server: no such command on PATH");
+        assert_eq!(why_not("./no-such-server"), "./no-such-server: no such file");
+        assert_eq!(why_not(&plain.display().to_string()), format!("{}: is not executable", plain.display()));
+        assert_eq!(why_not("/tmp"), "/tmp: is a folder");
+    }
 }

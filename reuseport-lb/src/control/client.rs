@@ -1,1 +1,304 @@
-//! Client.
+//! The command line's end of the control socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+
+use crate::{
+    control::{DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, Status, WeightRequest, WorkerStatus},
+    group::WorkerId,
+    policy::PolicySpec,
+};
+
+/// How long the daemon may take to answer. It answers within milliseconds; starting a process on a host that swaps
+/// takes longest.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest answer: the status of a hundred full groups, and some.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Talks to the daemon, with a connection of its own for each request.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+    patience: Duration,
+}
+
+/// Why the daemon did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens there.
+    #[error(
+        "no daemon is running at {}; start one with `sudo reuseport-lb`, or name its socket with --control",
+        path.display()
+    )]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket is another user's.
+    #[error("not permitted to use {}; run as root (sudo)", path.display())]
+    NotPermitted {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Connecting failed for another reason.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon took too long.
+    #[error("the daemon at {} does not answer", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke, or what came was not HTTP.
+    #[error("the connection to the daemon at {} broke", path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The answer is not what this version expects.
+    #[error("the daemon at {} gave an answer that this version does not understand", path.display())]
+    NotUnderstood {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The daemon said no; this is its own line.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Why.
+        message: String,
+    },
+}
+
+impl Client {
+    /// A client for the daemon with the control socket at `path`. Nothing is connected yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), patience: PATIENCE }
+    }
+
+    /// The control socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything about everything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; this and all other requests.
+    pub async fn status(&self) -> Result<Status, Error> {
+        self.ask(Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    /// Gives a group another policy. No group means the only one there is, here and below.
+    pub async fn set_policy(&self, group: Option<&str>, policy: PolicySpec) -> Result<GroupStatus, Error> {
+        let group = group.unwrap_or(ONLY_GROUP);
+        self.ask(Method::PUT, &format!("/v1/groups/{group}/policy"), Some(&policy)).await
+    }
+
+    /// Gives a worker no new connection from now on.
+    pub async fn drain(
+        &self,
+        group: Option<&str>,
+        worker: WorkerId,
+        request: DrainRequest,
+    ) -> Result<WorkerStatus, Error> {
+        self.ask(Method::PUT, &worker_route(group, worker, "drain"), Some(&request)).await
+    }
+
+    /// Gives a worker new connections again, and starts it when it is down.
+    pub async fn undrain(&self, group: Option<&str>, worker: WorkerId) -> Result<WorkerStatus, Error> {
+        self.ask(Method::DELETE, &worker_route(group, worker, "drain"), None::<&()>).await
+    }
+
+    /// Gives a worker another weight, 1 to 256.
+    pub async fn set_weight(
+        &self,
+        group: Option<&str>,
+        worker: WorkerId,
+        weight: u16,
+    ) -> Result<WorkerStatus, Error> {
+        self.ask(Method::PUT, &worker_route(group, worker, "weight"), Some(&WeightRequest { weight })).await
+    }
+
+    /// Tells the daemon to end, as SIGTERM does. It has heard, but not ended, when this returns.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.send(Method::POST, "/v1/shutdown", Vec::new()).await.map(drop)
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        route: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        let body = body.map(serde_json::to_vec).transpose().map_err(|e| self.broken(e))?;
+        let answer = self.send(method, route, body.unwrap_or_default()).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|source| Error::NotUnderstood { path: self.path.clone(), source })
+    }
+
+    async fn send(&self, method: Method, route: &str, body: Vec<u8>) -> Result<Bytes, Error> {
+        let (status, answer) = timeout(self.patience, self.exchange(method, route, body))
+            .await
+            .map_err(|_| Error::Silent { path: self.path.clone() })??;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let message = match serde_json::from_slice(&answer) {
+            Ok(ErrorBody { error }) => error,
+            Err(_) => format!("the daemon answered {status}"),
+        };
+        Err(Error::Refused { status: status.as_u16(), message })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        route: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let request = Request::builder()
+            .method(method)
+            .uri(route)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| self.broken(e))?;
+        let stream = UnixStream::connect(&self.path).await.map_err(|e| self.not_connected(e))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
+        // The set ends the connection's task when this function returns or is dropped.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|e| self.broken(e))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        Ok((status, body.map_err(|e| self.broken(e))?.to_bytes()))
+    }
+
+    fn not_connected(&self, source: io::Error) -> Error {
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+                Error::NoDaemon { path }
+            }
+            io::ErrorKind::PermissionDenied => Error::NotPermitted { path },
+            _ => Error::Connect { path, source },
+        }
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Broken { path: self.path.clone(), source: source.into() }
+    }
+}
+
+fn worker_route(group: Option<&str>, worker: WorkerId, what: &str) -> String {
+    let group = group.unwrap_or(ONLY_GROUP);
+    format!("/v1/groups/{group}/workers/{worker}/{what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary folder")
+    }
+
+    #[tokio::test]
+    async fn no_daemon_is_told_from_other_trouble() {
+        let folder = folder();
+        let path = folder.path().join("control.sock");
+        let missing = Client::new(&path).status().await.expect_err("no socket");
+        assert!(matches!(missing, Error::NoDaemon { .. }), "{missing:?}");
+        assert_eq!(
+            missing.to_string(),
+            format!(
+                "no daemon is running at {}; start one with `sudo reuseport-lb`, or name its socket with --control",
+                path.display()
+            )
+        );
+
+        drop(UnixListener::bind(&path).expect("a socket"));
+        let stale = Client::new(&path).status().await.expect_err("nobody listens");
+        assert!(matches!(stale, Error::NoDaemon { .. }), "{stale:?}");
+
+        let below_a_socket = Client::new(path.join("x")).status().await.expect_err("no folder");
+        assert!(matches!(below_a_socket, Error::NoDaemon { .. }), "{below_a_socket:?}");
+    }
+
+    #[test]
+    fn not_permitted_says_who_is() {
+        let error = Client::new("/x").not_connected(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(error.to_string(), "not permitted to use /x; run as root (sudo)");
+    }
+
+    /// What the client makes of a server that answers with `answer`, whatever it is asked.
+    async fn told(answer: &'static [u8]) -> Error {
+        let folder = folder();
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("the client connects");
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.expect("the client writes"), 0);
+            stream.write_all(answer).await.expect("the client reads");
+        });
+        let error = Client::new(&path).status().await.expect_err("no proper answer");
+        server.await.expect("the server is done");
+        error
+    }
+
+    #[tokio::test]
+    async fn strange_answers_are_errors() {
+        let cut = told(b"").await;
+        assert!(matches!(cut, Error::Broken { .. }), "{cut:?}");
+        let other_protocol = told(b"220 mail ESMTP\r\n\r\n").await;
+        assert!(matches!(other_protocol, Error::Broken { .. }), "{other_protocol:?}");
+        let other_version = told(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+        assert!(matches!(other_version, Error::NotUnderstood { .. }), "{other_version:?}");
+        let bare = told(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\nno").await;
+        let Error::Refused { status: 502, message } = bare else { panic!("{bare:?}") };
+        assert_eq!(message, "the daemon answered 502 Bad Gateway");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_daemon_is_not_waited_for_for_ever() {
+        let folder = folder();
+        let path = folder.path().join("control.sock");
+        let _listener = UnixListener::bind(&path).expect("a socket");
+        let error = Client::new(&path).status().await.expect_err("nobody answers");
+        assert!(matches!(error, Error::Silent { .. }), "{error:?}");
+    }
+}

@@ -10,7 +10,8 @@
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
 //!
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
-//! (malformed), 404 (no such group or worker), 409 (refused in the present state) or 500 (it failed).
+//! (malformed), 404 (no such group, worker or route), 405 (not this method), 408 (the body did not come in time), 409
+//! (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain` means the default.
 
 use std::net::SocketAddr;
 
@@ -23,6 +24,15 @@ use crate::{
 
 pub mod client;
 pub mod server;
+mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+
+/// Where the control socket is unless the user names another place.
+pub const DEFAULT_PATH: &str = "/run/reuseport-lb/control.sock";
+
+/// What stands for the only group there is, in a path. No group has this name, since names begin with a letter or digit.
+pub(crate) const ONLY_GROUP: &str = "-";
 
 /// Everything that `status --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

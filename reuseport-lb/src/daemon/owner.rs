@@ -19,9 +19,9 @@ use super::{
 use crate::{
     adopt,
     chain::chain,
-    config::GroupSpec,
+    config::{BpfLogLevel, GroupSpec},
     control::DrainRequest,
-    datapath::{self, Applied, Datapath as _, KernelDatapath, LogLevel, Missing},
+    datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Action, Group, Refusal, WorkerId, WorkerState},
     worker::{Launch, Process},
 };
@@ -40,7 +40,7 @@ pub struct Options {
     /// The folder for pins, on a BPF file system. Each group has a folder of its own in it.
     pub pin_dir: PathBuf,
     /// What the BPF programs log, through the `log` facade; none costs nothing.
-    pub bpf_log: Option<LogLevel>,
+    pub bpf_log: Option<BpfLogLevel>,
     /// This program's own file, to start workers with.
     pub executable: PathBuf,
 }

@@ -17,11 +17,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     Datapath, Error, Selection, SlotLoad, SlotSelections,
-    object::{self, LogLevel},
+    object,
     pins::Pins,
     tables::{SharedLoads, SharedTables},
 };
-use crate::policy::Policy;
+use crate::{config::BpfLogLevel, policy::Policy};
 
 /// The selection programs, by policy.
 const PROGRAMS: [(Policy, &str); 6] = [
@@ -70,7 +70,7 @@ impl KernelDatapath {
     /// # Minimum kernel version
     ///
     /// 5.14. Without the kernel's BTF, connections are not counted.
-    pub fn load(pins: &Path, seed: u64, log: Option<LogLevel>) -> Result<Self, Error> {
+    pub fn load(pins: &Path, seed: u64, log: Option<BpfLogLevel>) -> Result<Self, Error> {
         let btf = match Btf::from_sys_fs() {
             Ok(btf) => Some(btf),
             Err(error) => {

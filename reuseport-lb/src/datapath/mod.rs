@@ -21,8 +21,6 @@ mod pins;
 mod requirements;
 mod tables;
 
-pub use object::LogLevel;
-
 /// What the programs pick from, to be committed as a whole.
 #[derive(Clone, Copy, Debug)]
 pub struct Selection<'a> {

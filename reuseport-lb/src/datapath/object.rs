@@ -1,19 +1,24 @@
 //! The object with the BPF programs, and how it is loaded.
 
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+use aya_log::Level;
 
 use super::Error;
+use crate::config::BpfLogLevel;
 
 /// The programs, built by `cargo xtask build-ebpf`; the build script says from where.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("REUSEPORT_LB_BPF_OBJECT_PATH"));
 
-/// What the programs log.
-pub type LogLevel = aya_log::Level;
-
 /// Loads the maps of the object, and leaves its programs to be loaded one by one.
-pub(super) fn load(btf: Option<&Btf>, log: Option<LogLevel>) -> Result<Ebpf, Error> {
+pub(super) fn load(btf: Option<&Btf>, log: Option<BpfLogLevel>) -> Result<Ebpf, Error> {
     // A level of zero lets the verifier cut the log statements out.
-    let level = log.map_or(0, |level| level as u8);
+    let level = log.map_or(0, |level| match level {
+        BpfLogLevel::Error => Level::Error as u8,
+        BpfLogLevel::Warn => Level::Warn as u8,
+        BpfLogLevel::Info => Level::Info as u8,
+        BpfLogLevel::Debug => Level::Debug as u8,
+        BpfLogLevel::Trace => Level::Trace as u8,
+    });
     EbpfLoader::new()
         .btf(btf)
         .override_global(aya_log::LEVEL, &level, true)

@@ -1,0 +1,180 @@
+//! What commands print.
+
+use std::io;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::env::Env;
+use crate::{
+    control::{GroupStatus, Mode, Outcomes, Protocol, WorkerStatus},
+    group::{WorkerId, WorkerState},
+    policy::PolicySpec,
+};
+
+/// Prints a value as the JSON that scripts read.
+pub(super) fn json(env: &mut Env<'_>, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *env.out, value)?;
+    writeln!(env.out)
+}
+
+/// A group: a head line, its workers, its outcomes.
+pub(super) fn group(group: &GroupStatus) -> String {
+    let GroupStatus { name, protocol, listen, mode, policy, workers, outcomes } = group;
+    format!(
+        "{name} · {listen} {} · {} · {}\n\n{}\n\n{}\n",
+        protocol_word(*protocol),
+        self::policy(*policy),
+        mode_word(*mode),
+        worker_table(workers),
+        self::outcomes(outcomes),
+    )
+}
+
+fn worker_table(workers: &[WorkerStatus]) -> String {
+    let mut header = vec![
+        "WORKER", "PID", "STATE", "WEIGHT", "ACTIVE", "PENDING", "QUEUED", "SELECTED", "MIGRATED", "RESTARTS",
+    ];
+    let with_reasons = workers.iter().any(|worker| worker.reason.is_some());
+    if with_reasons {
+        header.push("REASON");
+    }
+    let mut table = Table::new();
+    // Lines keep their width whatever the terminal's: wrapped rows cannot be read, nor cut with awk.
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(&header);
+    for WorkerStatus { id, pid, state, reason, weight, connections, restarts } in workers {
+        let mut row = vec![
+            id.to_string(),
+            pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
+            state.to_string(),
+            weight.to_string(),
+            connections.active.to_string(),
+            connections.pending.to_string(),
+            connections.queued.to_string(),
+            connections.selected_total.to_string(),
+            connections.migrated_in_total.to_string(),
+            restarts.to_string(),
+        ];
+        if with_reasons {
+            row.push(reason.clone().unwrap_or_default());
+        }
+        table.add_row(row);
+    }
+    for (column, title) in table.column_iter_mut().zip(&header) {
+        column.set_padding((0, 2));
+        if !["STATE", "REASON"].contains(title) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn outcomes(outcomes: &Outcomes) -> String {
+    let Outcomes { selected, retried, fallback, dropped, migrated, stray } = outcomes;
+    format!(
+        "outcomes: {selected} selected, {retried} retried, {fallback} fallback, {dropped} dropped, \
+         {migrated} migrated, {stray} stray"
+    )
+}
+
+/// A policy, with what it hashes where it hashes.
+pub(super) fn policy(PolicySpec { name, hash_on }: PolicySpec) -> String {
+    if name.hashes() { format!("{name} on {hash_on}") } else { name.to_string() }
+}
+
+/// A worker's state in one line, with the connections that it still has while it is on its way out.
+pub(super) fn worker(worker: &WorkerStatus) -> String {
+    let WorkerStatus { id, state, reason, .. } = worker;
+    match (state, reason) {
+        (WorkerState::Draining | WorkerState::Stopping, _) => {
+            format!("worker {id} is {state}: {}", connections(worker))
+        }
+        (_, Some(reason)) => format!("worker {id} is {state} ({reason})"),
+        (_, None) => format!("worker {id} is {state}"),
+    }
+}
+
+/// What a worker has left to do.
+pub(super) fn connections(worker: &WorkerStatus) -> String {
+    format!("{} active, {} queued", worker.connections.active, worker.connections.queued)
+}
+
+/// `0-3`, `0-1, 4`: worker ids that follow each other, drawn together.
+pub(super) fn id_ranges(ids: impl IntoIterator<Item = WorkerId>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for WorkerId(id) in ids {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
+            _ => ranges.push((id, id)),
+        }
+    }
+    let ranges = ranges.into_iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    ranges.collect::<Vec<_>>().join(", ")
+}
+
+fn protocol_word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+    }
+}
+
+fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Supervised => "supervised",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::testing,
+        policy::{HashOn, Policy},
+    };
+
+    #[test]
+    fn a_group_is_a_head_line_a_table_and_its_outcomes() {
+        let status = testing::status();
+        assert_eq!(
+            group(&status.groups[0]),
+            "\
+default · 0.0.0.0:8080 tcp · consistent-hash on flow · supervised
+
+WORKER  PID  STATE   WEIGHT  ACTIVE  PENDING  QUEUED  SELECTED  MIGRATED  RESTARTS  REASON
+     0  100  active       1       0        0       0        10         0         0
+     1  101  active       1       5        0       0        10         0         0
+     2    -  down         1       0        0       0        10         0         3  exit status 1
+
+outcomes: 30 selected, 0 retried, 0 fallback, 0 dropped, 0 migrated, 0 stray
+"
+        );
+    }
+
+    #[test]
+    fn reasons_have_a_column_only_where_there_are_some() {
+        let mut status = testing::status();
+        status.groups[0].workers.truncate(2);
+        assert!(!group(&status.groups[0]).contains("REASON"));
+    }
+
+    #[test]
+    fn a_policy_says_what_it_hashes_where_it_hashes() {
+        let render = |name, hash_on| policy(PolicySpec { name, hash_on });
+        assert_eq!(render(Policy::Hash, HashOn::Source), "hash on source");
+        assert_eq!(render(Policy::Random, HashOn::Source), "random");
+    }
+
+    #[test]
+    fn ids_that_follow_each_other_are_drawn_together() {
+        let render = |ids: &[u16]| id_ranges(ids.iter().copied().map(WorkerId));
+        assert_eq!(render(&[]), "");
+        assert_eq!(render(&[0]), "0");
+        assert_eq!(render(&[0, 1, 2, 3]), "0-3");
+        assert_eq!(render(&[0, 1, 4, 6, 7]), "0-1, 4, 6-7");
+        assert_eq!(render(&[u16::MAX]), "65535");
+    }
+}

@@ -1,0 +1,276 @@
+//! Values as the user writes them, each refused with a line that says what would do.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::IntErrorKind,
+    time::Duration,
+};
+
+use crate::{
+    config::MAX_WORKERS,
+    group::{WEIGHT_RANGE, WorkerId},
+    policy::{HashOn, Policy, PolicySpec},
+};
+
+/// A value that the user gave and that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidValue(String);
+
+/// The longest duration that is taken. Deadlines are instants, and an instant has an end; nobody waits for a year.
+pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The longest name of a group. Names become file names and HTTP paths.
+const MAX_GROUP_NAME_BYTES: usize = 64;
+
+/// Parses where a group listens: `ADDRESS:PORT`, `[ADDRESS]:PORT`, or `:PORT` and `PORT` for every IPv4 address.
+///
+/// # Errors
+///
+/// Host names are refused, since they may stand for several addresses; so is port 0, since all sockets of a group
+/// must have the same port.
+pub fn listen_address(text: &str) -> Result<SocketAddr, InvalidValue> {
+    let bare_port = text.strip_prefix(':').unwrap_or(text);
+    let address = if !bare_port.is_empty() && bare_port.bytes().all(|b| b.is_ascii_digit()) {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port(bare_port)?))
+    } else if let Ok(address) = text.parse() {
+        address
+    } else {
+        return Err(InvalidValue(why_no_address(text)));
+    };
+    if address.port() == 0 {
+        return Err(InvalidValue(
+            "port 0 cannot be: all sockets of a group need the same, fixed port".into(),
+        ));
+    }
+    Ok(address)
+}
+
+fn port(text: &str) -> Result<u16, InvalidValue> {
+    text.parse().map_err(|_| InvalidValue(format!("{text} is not a port: ports end at 65535")))
+}
+
+fn why_no_address(text: &str) -> String {
+    if text.parse::<Ipv4Addr>().is_ok() {
+        return format!("the port is missing: write {text}:8080");
+    }
+    let in_brackets = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    if let Ok(ip) = in_brackets.unwrap_or(text).parse::<Ipv6Addr>() {
+        return format!("the port is missing, or the brackets are: write [{ip}]:8080");
+    }
+    let Some((host, port_text)) = text.rsplit_once(':') else {
+        return "not an address: write ADDRESS:PORT, [ADDRESS]:PORT, :PORT or PORT".into();
+    };
+    let bare_host = host.trim_start_matches('[').trim_end_matches(']');
+    if bare_host.parse::<IpAddr>().is_err() {
+        return format!(
+            "'{host}' is not an IP address, and host names are not looked up: write 127.0.0.1:8080 or [::]:8080"
+        );
+    }
+    match port(port_text) {
+        Err(InvalidValue(why)) => why,
+        Ok(_) => format!("IPv6 addresses stand in brackets: write [{bare_host}]:{port_text}"),
+    }
+}
+
+/// Parses the number of workers, 1 to [`MAX_WORKERS`].
+///
+/// # Errors
+///
+/// Anything else; the line names the limit.
+pub fn workers(text: &str) -> Result<u16, InvalidValue> {
+    integer(text, 1, MAX_WORKERS)
+        .map_err(|why| InvalidValue(format!("{why}: a group has 1 to 1,024 workers")))
+}
+
+/// Parses a worker's number.
+///
+/// # Errors
+///
+/// What cannot be the number of a worker.
+pub fn worker_id(text: &str) -> Result<WorkerId, InvalidValue> {
+    integer(text, 0, MAX_WORKERS - 1)
+        .map(WorkerId)
+        .map_err(|why| InvalidValue(format!("{why}: a worker has a number, as `status` shows it")))
+}
+
+/// Parses a worker's weight, 1 to 256.
+///
+/// # Errors
+///
+/// Anything else. For 0 the line points to `drain`.
+pub fn weight(text: &str) -> Result<u16, InvalidValue> {
+    let (low, high) = (*WEIGHT_RANGE.start(), *WEIGHT_RANGE.end());
+    integer(text, low, high).map_err(|why| {
+        let hint = if text.trim_start_matches('0').is_empty() && !text.is_empty() {
+            "; to take a worker out, use drain"
+        } else {
+            ""
+        };
+        InvalidValue(format!("{why}: a weight is {low} to {high}{hint}"))
+    })
+}
+
+fn integer(text: &str, low: u16, high: u16) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(n) if n < low => Err("too low".into()),
+        Ok(n) if n > high => Err("too high".into()),
+        Ok(n) => Ok(n),
+        Err(e) if *e.kind() == IntErrorKind::PosOverflow => Err("too high".into()),
+        Err(_) => Err("not a whole number".into()),
+    }
+}
+
+/// Parses a seed of the flow hash: decimal, or hexadecimal after `0x`.
+///
+/// # Errors
+///
+/// Whatever is not a number of 64 bits.
+pub fn hash_seed(text: &str) -> Result<u64, InvalidValue> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+    .map_err(|_| InvalidValue("not a number of 64 bits, decimal or hexadecimal after 0x".into()))
+}
+
+/// Parses a duration: `30s`, `500ms`, `1m 30s`; a number alone means seconds.
+///
+/// # Errors
+///
+/// What humantime does not understand, and more than [`MAX_DURATION`].
+pub fn duration(text: &str) -> Result<Duration, InvalidValue> {
+    let duration = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text).map_err(|_| {
+            InvalidValue("not a duration: write 30s, 500ms, 2m, or a number of seconds".into())
+        })?,
+    };
+    if duration > MAX_DURATION {
+        return Err(InvalidValue("more than a year".into()));
+    }
+    Ok(duration)
+}
+
+/// Parses a group's name: 1 to 64 letters, digits, `.`, `_` and `-`, a letter or digit first.
+///
+/// # Errors
+///
+/// Anything else, since names become names of files and parts of HTTP paths.
+pub fn group_name(text: &str) -> Result<String, InvalidValue> {
+    let bytes = text.as_bytes();
+    let fits = (1..=MAX_GROUP_NAME_BYTES).contains(&bytes.len())
+        && bytes[0].is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b));
+    if !fits {
+        return Err(InvalidValue(
+            "a name is 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first".into(),
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Puts a policy and what it hashes together.
+///
+/// # Errors
+///
+/// The policy does not hash, and yet `hash_on` was given.
+pub fn policy(name: Policy, hash_on: Option<HashOn>) -> Result<PolicySpec, InvalidValue> {
+    if hash_on.is_some() && !name.hashes() {
+        return Err(InvalidValue(format!(
+            "policy {name} does not hash, so --hash-on has no meaning; it goes with hash and consistent-hash"
+        )));
+    }
+    Ok(PolicySpec { name, hash_on: hash_on.unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_in_each_form() {
+        for (text, address) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("8080", "0.0.0.0:8080"),
+            (":8080", "0.0.0.0:8080"),
+            ("[::]:8080", "[::]:8080"),
+            ("[fe80::1%2]:1", "[fe80::1%2]:1"),
+        ] {
+            assert_eq!(listen_address(text).map(|a| a.to_string()), Ok(address.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refused_address_says_what_would_do() {
+        for (text, expected) in [
+            ("", "write ADDRESS:PORT"),
+            (":", "host names are not looked up"),
+            ("0", "port 0"),
+            ("127.0.0.1:0", "port 0"),
+            ("70000", "70000 is not a port"),
+            ("127.0.0.1:70000", "70000 is not a port"),
+            ("127.0.0.1:", " is not a port"),
+            ("127.0.0.1", "write 127.0.0.1:8080"),
+            ("::1", "write [::1]:8080"),
+            ("[::1]", "write [::1]:8080"),
+            ("1:2:3:4:5:6:7:8:8080", "write [1:2:3:4:5:6:7:8]:8080"),
+            ("localhost:8080", "'localhost' is not an IP address"),
+            ("*:8080", "'*' is not an IP address"),
+            ("web", "not an address"),
+        ] {
+            let why = listen_address(text).expect_err(text).to_string();
+            assert!(why.contains(expected), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn numbers_keep_their_limits() {
+        assert_eq!(workers("1"), Ok(1));
+        assert_eq!(workers("1024"), Ok(1024));
+        for text in ["0", "1025", "5000", "99999999999", "-1", "two", ""] {
+            let why = workers(text).expect_err(text).to_string();
+            assert!(why.contains("1 to 1,024"), "{text}: {why}");
+        }
+        assert_eq!(worker_id("0"), Ok(WorkerId(0)));
+        for text in ["-1", "1024", "two", ""] {
+            worker_id(text).expect_err(text);
+        }
+        assert_eq!(weight("1"), Ok(1));
+        assert_eq!(weight("256"), Ok(256));
+        assert_eq!(weight("0").map_err(|e| e.to_string().contains("use drain")), Err(true));
+        assert_eq!(weight("257").map_err(|e| e.to_string().contains("use drain")), Err(false));
+        assert_eq!(weight("").map_err(|e| e.to_string().contains("use drain")), Err(false));
+        assert_eq!(hash_seed("0xff"), Ok(255));
+        assert_eq!(hash_seed("18446744073709551615"), Ok(u64::MAX));
+        assert!(hash_seed("ff").is_err());
+    }
+
+    #[test]
+    fn durations_have_units_or_mean_seconds() {
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        for text in ["", "-1", "soon", "18446744073709551615", "2years"] {
+            duration(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn group_names_are_safe_as_file_names() {
+        for name in ["default", "a", "web-1.eu_2", &"x".repeat(64)] {
+            assert_eq!(group_name(name).as_deref(), Ok(name));
+        }
+        for name in ["", "-", ".", "..", ".x", "-x", "a/b", "a b", "ä", &"x".repeat(65)] {
+            group_name(name).expect_err(name);
+        }
+    }
+
+    #[test]
+    fn hash_on_goes_only_with_policies_that_hash() {
+        let spec = |name, hash_on| PolicySpec { name, hash_on };
+        assert_eq!(policy(Policy::Random, None), Ok(spec(Policy::Random, HashOn::Flow)));
+        assert_eq!(policy(Policy::Hash, Some(HashOn::Source)), Ok(spec(Policy::Hash, HashOn::Source)));
+        policy(Policy::LeastLoaded, Some(HashOn::Flow)).expect_err("least-loaded does not hash");
+    }
+}
