@@ -1,1 +1,80 @@
-fn main() {}
+//! The tasks of the workspace: `cargo xtask TASK`.
+
+mod bpf;
+mod command;
+mod digest;
+mod lint;
+mod record;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::{setup::Needs, workspace::Workspace};
+
+/// Tasks of the reuseport-lb workspace.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Task {
+    /// Install what is missing to build the BPF programs and to run the tests.
+    Setup,
+    /// Build the BPF programs from source and write the object that is committed.
+    BuildEbpf {
+        /// Write nothing; fail when the committed object is not what the committed sources give.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build everything from source and run `reuseport-lb` as root.
+    Run {
+        /// Build with optimisation.
+        #[arg(long)]
+        release: bool,
+        /// What `reuseport-lb` gets.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Build everything from source and run all tests as root, those against the kernel included.
+    Test {
+        /// What `cargo test` gets.
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Check format, lints, documentation and the committed BPF object.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match perform(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup => {
+            let (toolchain, changed) = setup::ensure(&workspace, Needs::all())?;
+            if !changed {
+                eprintln!("xtask: nothing to install; the BPF programs are built by {toolchain}");
+            }
+            Ok(())
+        }
+        Task::BuildEbpf { check } => {
+            let (toolchain, _) = setup::ensure(&workspace, Needs::build())?;
+            if check { record::check(&workspace, &toolchain) } else { record::write(&workspace, &toolchain) }
+        }
+        Task::Run { release, args } => run::run(&workspace, release, args),
+        Task::Test { args } => test::test(&workspace, args),
+        Task::Lint => lint::lint(&workspace),
+    }
+}

@@ -1,0 +1,96 @@
+//! Runs all tests as root, against a fresh BPF object.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    bpf,
+    command::{self, probe},
+    setup::{self, Needs},
+    workspace::Workspace,
+};
+
+/// Where pinned programs and maps live.
+const BPFFS: &str = "/sys/fs/bpf";
+/// What `reuseport-lb/build.rs` reads: the object to embed in place of the committed one.
+const OBJECT_VARIABLE: &str = "REUSEPORT_LB_BPF_OBJECT";
+/// What the integration tests read: the daemon to start.
+const DAEMON_VARIABLE: &str = "REUSEPORT_LB_BIN";
+
+/// Builds everything from source and runs `cargo test` with `args`.
+pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
+    let is_root = command::is_root()?;
+    if !is_root {
+        // Before the minutes of building.
+        command::sudo()?;
+    }
+    let (toolchain, _) = setup::ensure(workspace, Needs::test())?;
+    let object = bpf::build(workspace, &toolchain)?;
+    let daemon = build_daemon(workspace, &object, false)?;
+    mount_bpffs()?;
+
+    let mut cargo = command::cargo();
+    cargo
+        .args(["test", "--locked"])
+        .current_dir(&workspace.root)
+        .env(OBJECT_VARIABLE, &object)
+        .env(DAEMON_VARIABLE, &daemon);
+    if !chooses_packages(&args) {
+        cargo.arg("--workspace");
+    }
+    if !is_root {
+        // Only what the compiler made runs as root, not the compiler.
+        let triple = host_triple()?.replace('-', "_").to_uppercase();
+        cargo.env(format!("CARGO_TARGET_{triple}_RUNNER"), "sudo -E --");
+    }
+    command::succeed(cargo.args(args))
+}
+
+/// Builds `reuseport-lb` with this BPF object in it, and returns where it is.
+pub(crate) fn build_daemon(workspace: &Workspace, object: &Path, release: bool) -> Result<PathBuf> {
+    let mut cargo = command::cargo();
+    cargo
+        .args(["build", "--locked", "--package=reuseport-lb", "--bin=reuseport-lb"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(&workspace.root)
+        .env(OBJECT_VARIABLE, object);
+    if release {
+        cargo.arg("--release");
+    }
+    command::output(&mut cargo)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .context("cargo built reuseport-lb and did not say where it is")
+}
+
+fn chooses_packages(args: &[OsString]) -> bool {
+    args.iter()
+        .map(OsString::as_os_str)
+        .take_while(|arg| *arg != OsStr::new("--"))
+        .any(|arg| arg.to_str().is_some_and(|arg| arg.starts_with("-p") || arg.starts_with("--package")))
+}
+
+fn mount_bpffs() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    let is_bpffs = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
+    };
+    if mounts.lines().any(is_bpffs) {
+        return Ok(());
+    }
+    eprintln!("xtask: mounting bpffs on {BPFFS}");
+    command::succeed(command::as_root("mount")?.args(["-t", "bpf", "bpf", BPFFS]))
+}
+
+fn host_triple() -> Result<String> {
+    let version = probe("rustc", &["--version", "--verbose"]).context("cannot run rustc")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not say what it builds for")
+}
