@@ -4,7 +4,6 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use serde::Deserialize;
@@ -98,6 +97,25 @@ impl Client {
     }
 }
 
+/// The worker of each of these sources, one after the other.
+pub async fn workers_of(client: &Client, sources: &[SocketAddr]) -> Vec<u16> {
+    let mut workers = Vec::with_capacity(sources.len());
+    for source in sources {
+        workers.push(client.clone().from(*source).worker().await);
+    }
+    workers
+}
+
+/// Opens `n` connections, one after the other, and says which worker has each.
+pub async fn hold(client: &Client, n: usize) -> Vec<(Connection, u16)> {
+    let mut held = Vec::with_capacity(n);
+    for _ in 0..n {
+        let (connection, answer) = client.hold().await.unwrap_or_else(|error| panic!("{client:?}: {error}"));
+        held.push((connection, answer.worker));
+    }
+    held
+}
+
 /// An open connection. Dropping it closes it in the usual way.
 #[derive(Debug)]
 pub struct Connection {
@@ -145,9 +163,12 @@ impl Connection {
         }
     }
 
-    /// Ends the connection with a reset.
+    /// Ends the connection with a reset, now.
+    ///
+    /// By `connect` to nowhere. `SO_LINGER` would reset at the last `close`, and a process that another test is just
+    /// starting has a copy of this test's descriptors until its `exec`.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+        rustix::net::connect_unspec(&self.stream).expect("connect to nowhere");
     }
 
     /// This side's address and port.

@@ -120,14 +120,15 @@ impl Launch {
         daemon
     }
 
-    /// Starts a daemon and waits until it has given up.
+    /// Starts a daemon, waits until it has given up, and sees that all is as it was before.
     pub async fn fail(self, netns: &Arc<Netns>) -> Output {
+        let processes = netns.processes();
         let mut daemon = self.spawn(netns);
         let status = within("the daemon has given up", daemon.child.wait()).await.expect("wait");
         daemon.running = false;
-        let output = daemon.output(status);
-        daemon.assert_nothing_left();
-        output
+        assert_eq!(netns.processes(), processes, "processes\n{daemon}");
+        assert_eq!(files_below(&daemon.pins), Vec::<PathBuf>::new(), "pins are left over\n{daemon}");
+        daemon.output(status)
     }
 
     /// Starts a daemon and waits for nothing.

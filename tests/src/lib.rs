@@ -22,9 +22,9 @@ pub mod status;
 pub mod wait;
 
 pub use bpf_stats::BpfStats;
-pub use client::{Answer, Client, Connection, fixed_sources};
+pub use client::{Answer, Client, Connection, fixed_sources, hold, workers_of};
 pub use daemon::{Daemon, Launch, Output, binary};
-pub use load::{Account, Load};
+pub use load::{Account, Load, connections};
 pub use netns::{Netns, in_netns};
 pub use status::GroupExt;
 pub use wait::{PATIENCE, eventually, within};

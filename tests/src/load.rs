@@ -1,7 +1,6 @@
 //! Load: connections without pause, and an account of every single one.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +21,16 @@ pub struct Load {
     tasks: JoinSet<()>,
 }
 
+/// Makes `n` connections, `in_flight` at a time, each for one request.
+pub async fn connections(client: &Client, n: usize, in_flight: usize) -> Account {
+    let mut load = Load::paused(client, in_flight, n);
+    load.resume();
+    while let Some(task) = within("all connections are done", load.tasks.join_next()).await {
+        task.expect("a task that does not panic");
+    }
+    load.stop().await
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Run,
@@ -31,6 +40,8 @@ enum Mode {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
+    /// How many may still be started.
+    left: usize,
     in_flight: usize,
     done: usize,
 }
@@ -49,9 +60,15 @@ pub struct Record {
 impl Load {
     /// Starts with `in_flight` connections at a time, each for one request.
     pub fn start(client: &Client, in_flight: usize) -> Self {
+        let load = Self::paused(client, in_flight, usize::MAX);
+        load.resume();
+        load
+    }
+
+    fn paused(client: &Client, in_flight: usize, at_most: usize) -> Self {
         let mut load = Self {
-            mode: watch::Sender::new(Mode::Run),
-            progress: watch::Sender::new(Progress::default()),
+            mode: watch::Sender::new(Mode::Pause),
+            progress: watch::Sender::new(Progress { left: at_most, ..Progress::default() }),
             records: Arc::default(),
             tasks: JoinSet::new(),
         };
@@ -107,7 +124,17 @@ async fn run(
         if !mode.wait_for(|mode| *mode != Mode::Pause).await.is_ok_and(|mode| *mode == Mode::Run) {
             return;
         }
-        progress.send_modify(|progress| progress.in_flight += 1);
+        let start = |progress: &mut Progress| {
+            let more = progress.left > 0;
+            if more {
+                progress.left -= 1;
+                progress.in_flight += 1;
+            }
+            more
+        };
+        if !progress.send_if_modified(start) {
+            return;
+        }
         let started = Instant::now();
         let result = match timeout(ANSWER_LIMIT, client.ask("/")).await {
             Ok(Ok(answer)) => Ok(answer.worker),
@@ -136,13 +163,9 @@ impl Account {
         self.records.len() as u64
     }
 
-    /// Answers by worker.
-    pub fn by_worker(&self) -> BTreeMap<u16, u64> {
-        let mut counts = BTreeMap::new();
-        for worker in self.records.iter().filter_map(|record| record.result.as_ref().ok()) {
-            *counts.entry(*worker).or_default() += 1;
-        }
-        counts
+    /// The workers of the answered connections.
+    pub fn answers(&self) -> impl Iterator<Item = u16> {
+        self.records.iter().filter_map(|record| record.result.clone().ok())
     }
 
     /// The workers of the answered connections that started after `when`.
