@@ -106,6 +106,20 @@ pub async fn workers_of(client: &Client, sources: &[SocketAddr]) -> Vec<u16> {
     workers
 }
 
+/// `n` fixed sources that reach `worker` under a policy that hashes the flow.
+pub async fn sources_reaching(client: &Client, worker: u16, n: usize) -> Vec<SocketAddr> {
+    let mut found = Vec::with_capacity(n);
+    for source in fixed_sources(4_000) {
+        if found.len() == n {
+            return found;
+        }
+        if client.clone().from(source).worker().await == worker {
+            found.push(source);
+        }
+    }
+    panic!("only {} of 4,000 sources reach worker {worker}", found.len());
+}
+
 /// Opens `n` connections, one after the other, and says which worker has each.
 pub async fn hold(client: &Client, n: usize) -> Vec<(Connection, u16)> {
     let mut held = Vec::with_capacity(n);

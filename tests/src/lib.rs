@@ -22,7 +22,7 @@ pub mod status;
 pub mod wait;
 
 pub use bpf_stats::BpfStats;
-pub use client::{Answer, Client, Connection, fixed_sources, hold, workers_of};
+pub use client::{Answer, Client, Connection, fixed_sources, hold, sources_reaching, workers_of};
 pub use daemon::{Daemon, Launch, Output, binary};
 pub use load::{Account, Load, connections};
 pub use netns::{Netns, in_netns};
