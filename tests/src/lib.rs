@@ -13,6 +13,7 @@
 pub mod bpf_stats;
 pub mod chance;
 pub mod client;
+pub mod command;
 pub mod daemon;
 pub mod http;
 pub mod load;
@@ -23,7 +24,8 @@ pub mod wait;
 
 pub use bpf_stats::BpfStats;
 pub use client::{Answer, Client, Connection, fixed_sources, hold, sources_reaching, workers_of};
-pub use daemon::{Daemon, Launch, Output, binary};
+pub use command::{Output, run};
+pub use daemon::{Daemon, Launch, binary};
 pub use load::{Account, Load, connections};
 pub use netns::{Netns, in_netns};
 pub use status::GroupExt;

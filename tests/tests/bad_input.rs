@@ -9,7 +9,7 @@ use std::{
 
 use reuseport_lb::control::ErrorBody;
 use reuseport_lb::group::WorkerState;
-use reuseport_lb_tests::{Daemon, GroupExt, Launch, binary, daemon::run, in_netns};
+use reuseport_lb_tests::{Daemon, GroupExt, Launch, binary, in_netns, run};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::{
@@ -70,19 +70,17 @@ fn starts() {
 fn a_port_that_another_process_has() {
     in_netns(async |netns| {
         let me = std::process::id().to_string();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 8080)).expect("the port");
+        let alone = TcpListener::bind((Ipv4Addr::LOCALHOST, 8080)).expect("the port");
         Launch::policy("hash").fail(&netns).await.failed_with(&["127.0.0.1:8080", &me]);
-        drop(listener);
 
         // With SO_REUSEPORT on both sides the kernel would put the stranger into our group, and say nothing.
         let stranger = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         stranger.set_reuse_port(true).expect("SO_REUSEPORT");
-        stranger.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)).into()).expect("the port");
+        stranger.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)).into()).expect("the port");
         stranger.listen(1).expect("listen");
-        Launch::policy("hash").fail(&netns).await.failed_with(&["127.0.0.1:8080", &me]);
-        drop(stranger);
-
-        Launch::policy("hash").start(&netns).await.stop().await;
+        let launch = Launch::policy("hash").listen("127.0.0.1:8081");
+        launch.fail(&netns).await.failed_with(&["127.0.0.1:8081", &me]);
+        drop((alone, stranger));
     });
 }
 

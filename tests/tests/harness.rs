@@ -8,9 +8,10 @@ use std::{
 };
 
 use reuseport_lb_tests::{
-    BpfStats, Client, Load, Netns, binary, daemon, eventually, fixed_sources, in_netns,
+    BpfStats, Client, Load, Netns, binary, eventually, fixed_sources, in_netns,
     netns::Neighbour,
     process::{Process, kill_and_wait},
+    run,
     status::tally,
     within,
 };
@@ -342,7 +343,7 @@ fn counting_of_runs_is_turned_on_and_back() {
 #[test]
 fn a_command_s_failure_is_told_whole() {
     in_netns(async |_| {
-        let output = daemon::run(&["sh", "-c", "echo out; echo err >&2; exit 3"]).await;
+        let output = run(&["sh", "-c", "echo out; echo err >&2; exit 3"]).await;
         assert_eq!(output.status.code(), Some(3));
         let text = output.to_string();
         for part in ["sh -c", "exit status: 3", "out\n", "err\n"] {

@@ -1,7 +1,7 @@
 //! Beginning and end of a daemon, as its operator sees them.
 
 use reuseport_lb::control::Status;
-use reuseport_lb_tests::{GroupExt, Launch, daemon::run, eventually, in_netns};
+use reuseport_lb_tests::{GroupExt, Launch, eventually, in_netns, run};
 use rustix::process::Signal;
 
 #[test]
@@ -103,29 +103,24 @@ fn a_second_signal_is_immediate() {
 #[test]
 fn a_command_that_takes_its_socket_from_systemd_runs_as_a_worker() {
     in_netns(async |netns| {
-        // The socket is descriptor 3, and the variables say so to the process that they are meant for.
+        // As plain as a server can be: it takes descriptor 3, and knows nothing of readiness or watchdogs. In Perl,
+        // since every Debian has it.
         let script = r#"
-import os, socket
-assert os.environ["LISTEN_FDS"] == "1" and os.environ["LISTEN_PID"] == str(os.getpid())
-listener = socket.socket(fileno=3)
-listener.setblocking(True)
-notify = os.environ.get("NOTIFY_SOCKET")
-if notify:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    channel.sendto(b"READY=1", "\0" + notify[1:] if notify[0] == "@" else notify)
-body = '{"worker":%s,"pid":%d}' % (os.environ["REUSEPORT_LB_WORKER"], os.getpid())
-head = "HTTP/1.1 200 OK\r\nX-Worker: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-while True:
-    connection, _ = listener.accept()
-    connection.recv(4096)
-    connection.sendall((head % (os.environ["REUSEPORT_LB_WORKER"], len(body)) + body).encode())
-    connection.close()
-"#;
-        let daemon = Launch::policy("round-robin")
-            .workers(2)
-            .worker_command(&["python3", "-c", script])
-            .start(&netns)
-            .await;
+            use Fcntl;
+            die "not for me" unless $ENV{LISTEN_FDS} eq "1" and $ENV{LISTEN_PID} eq $$;
+            open(my $listener, "+<&=", 3) or die "descriptor 3: $!";
+            fcntl($listener, F_SETFL, 0) or die "blocking mode: $!";
+            my $id = $ENV{REUSEPORT_LB_WORKER};
+            my $body = qq({"worker":$id,"pid":$$});
+            my $head = "HTTP/1.1 200 OK\r\nX-Worker: $id\r\nContent-Length: " . length($body) . "\r\n\r\n";
+            while (accept(my $connection, $listener)) {
+                recv($connection, my $request, 4096, 0);
+                send($connection, $head . $body, 0);
+                close($connection);
+            }
+        "#;
+        let launch = Launch::policy("round-robin").workers(2).worker_command(&["perl", "-e", script]);
+        let daemon = launch.start(&netns).await;
         for _ in 0..20 {
             let answer = daemon.client().ask("/").await.expect("an answer");
             let group = daemon.group().await;
