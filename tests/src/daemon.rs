@@ -1,0 +1,370 @@
+//! The program under test.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fmt, fs,
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use reuseport_lb::control::{GroupStatus, Status};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::{
+    net::UnixStream,
+    process::{Child, Command},
+};
+
+use crate::{
+    Client, GroupExt, Netns, Output, PATIENCE,
+    command::{display, report, run},
+    eventually, http,
+    process::Process,
+    within,
+};
+
+/// The binary under test: what `REUSEPORT_LB_BIN` names, or else the one in the target folder of this very test.
+pub fn binary() -> &'static Path {
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let advice =
+            "run `cargo xtask test`, which builds the program and its BPF object and then runs the tests";
+        let path = env::var_os("REUSEPORT_LB_BIN").map(PathBuf::from).or_else(|| {
+            let test = env::current_exe().ok()?;
+            test.ancestors().skip(1).map(|folder| folder.join("reuseport-lb")).find(|path| path.is_file())
+        });
+        let path =
+            path.unwrap_or_else(|| panic!("REUSEPORT_LB_BIN does not name the program to test: {advice}"));
+        fs::canonicalize(&path).unwrap_or_else(|error| panic!("{}: {error}: {advice}", path.display()))
+    });
+    &BINARY
+}
+
+/// How to start a daemon.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    listen: SocketAddr,
+    workers: u16,
+    policy: String,
+    args: Vec<OsString>,
+    worker_command: Vec<OsString>,
+    control: Option<PathBuf>,
+    wrapper: Vec<OsString>,
+}
+
+impl Launch {
+    /// Four workers on 127.0.0.1:8080 under this policy.
+    pub fn policy(policy: &str) -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 8080).into(),
+            workers: 4,
+            policy: policy.to_owned(),
+            args: Vec::new(),
+            worker_command: Vec::new(),
+            control: None,
+            wrapper: Vec::new(),
+        }
+    }
+
+    /// Another address.
+    pub fn listen(self, listen: &str) -> Self {
+        Self { listen: listen.parse().unwrap_or_else(|error| panic!("{listen}: {error}")), ..self }
+    }
+
+    /// Another number of workers.
+    pub fn workers(self, workers: u16) -> Self {
+        Self { workers, ..self }
+    }
+
+    /// A further argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// What the workers run instead of the built-in server.
+    pub fn worker_command(self, command: &[&str]) -> Self {
+        Self { worker_command: command.iter().map(OsString::from).collect(), ..self }
+    }
+
+    /// Another control socket than one in a folder of the test's own.
+    pub fn control(self, path: &Path) -> Self {
+        Self { control: Some(path.to_owned()), ..self }
+    }
+
+    /// Something that runs the daemon: `unshare -m`, `setpriv …`.
+    pub fn wrapper(self, command: &[&str]) -> Self {
+        Self { wrapper: command.iter().map(OsString::from).collect(), ..self }
+    }
+
+    /// Starts a daemon, and waits until it answers and all its workers are active.
+    ///
+    /// # Panics
+    /// With everything that it wrote, when it does not get that far.
+    pub async fn start(self, netns: &Arc<Netns>) -> Daemon {
+        let daemon = self.start_unready(netns).await;
+        daemon.wait("all workers are active", GroupStatus::all_active).await;
+        daemon
+    }
+
+    /// Starts a daemon and waits until it answers, whatever its workers do.
+    pub async fn start_unready(self, netns: &Arc<Netns>) -> Daemon {
+        let mut daemon = self.spawn(netns);
+        eventually("the daemon answers", async || {
+            if let Some(status) = daemon.child.try_wait().expect("wait") {
+                panic!("the daemon ended at once: {status}\n{daemon}");
+            }
+            daemon.try_status().await
+        })
+        .await;
+        daemon
+    }
+
+    /// Starts a daemon, waits until it has given up, and sees that all is as it was before.
+    pub async fn fail(self, netns: &Arc<Netns>) -> Output {
+        let processes = netns.processes();
+        let mut daemon = self.spawn(netns);
+        let status = within("the daemon has given up", daemon.child.wait()).await.expect("wait");
+        daemon.running = false;
+        assert_eq!(netns.processes(), processes, "processes\n{daemon}");
+        assert_eq!(files_below(&daemon.pins), Vec::<PathBuf>::new(), "pins are left over\n{daemon}");
+        daemon.output(status)
+    }
+
+    /// Starts a daemon and waits for nothing.
+    pub fn spawn(self, netns: &Arc<Netns>) -> Daemon {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder =
+            tempfile::Builder::new().prefix("reuseport-lb-test-").tempdir().expect("a temporary folder");
+        let control = self.control.unwrap_or_else(|| folder.path().join("control.sock"));
+        let pins = PathBuf::from(format!("/sys/fs/bpf/reuseport-lb-test-{}-{number}", std::process::id()));
+
+        let mut line = self.wrapper;
+        line.extend([binary().into(), "run".into()]);
+        line.extend(["--listen".into(), self.listen.to_string().into()]);
+        line.extend(["--workers".into(), self.workers.to_string().into()]);
+        line.extend(["--policy".into(), self.policy.into()]);
+        line.extend(["--control".into(), control.clone().into()]);
+        line.extend(["--pin-dir".into(), pins.clone().into()]);
+        line.extend(self.args);
+        if !self.worker_command.is_empty() {
+            line.push("--".into());
+            line.extend(self.worker_command);
+        }
+        let file = |name| File::create(folder.path().join(name)).expect("a file in a temporary folder");
+        let child = Command::new(&line[0])
+            .args(&line[1..])
+            .stdin(Stdio::null())
+            .stdout(file("stdout"))
+            .stderr(file("stderr"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", display(&line)));
+        let process =
+            Process::find(child.id().expect("a child not waited for")).expect("a child not waited for");
+        Daemon {
+            line,
+            child,
+            process,
+            running: true,
+            folder,
+            control,
+            pins,
+            listen: self.listen,
+            netns: Arc::clone(netns),
+        }
+    }
+}
+
+/// A daemon. Dropping it ends it.
+#[derive(Debug)]
+pub struct Daemon {
+    line: Vec<OsString>,
+    child: Child,
+    process: Process,
+    running: bool,
+    folder: TempDir,
+    control: PathBuf,
+    pins: PathBuf,
+    listen: SocketAddr,
+    netns: Arc<Netns>,
+}
+
+impl Daemon {
+    /// Where the group listens.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// A client of the group.
+    pub fn client(&self) -> Client {
+        Client::of(self.listen)
+    }
+
+    /// The control socket.
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
+    /// The daemon's process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The state of the only group, over the control socket.
+    pub async fn group(&self) -> GroupStatus {
+        let mut status = self.try_status().await.unwrap_or_else(|error| panic!("status: {error}\n{self}"));
+        assert_eq!(status.groups.len(), 1, "groups of {status:?}");
+        status.groups.remove(0)
+    }
+
+    async fn try_status(&self) -> Result<Status, String> {
+        let response = self.control_request("GET", "/v1/status", b"").await?;
+        if response.status != 200 {
+            return Err(format!(
+                "HTTP status {}: {}",
+                response.status,
+                String::from_utf8_lossy(&response.body)
+            ));
+        }
+        serde_json::from_slice(&response.body).map_err(|error| error.to_string())
+    }
+
+    /// One request over the control socket.
+    ///
+    /// # Errors
+    /// What the socket or the response is wrong in, as text.
+    pub async fn control_request(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<http::Response, String> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.control).await?;
+            http::send_json(&mut stream, method, path, body).await?;
+            http::receive(&mut stream).await
+        };
+        within("the control socket answers", exchange)
+            .await
+            .map_err(|error: std::io::Error| error.to_string())
+    }
+
+    /// Waits until `condition` holds for the group, and gives the state in which it did.
+    pub async fn wait(&self, what: &str, condition: impl Fn(&GroupStatus) -> bool) -> GroupStatus {
+        eventually(what, async || {
+            let group = self.group().await;
+            if condition(&group) { Ok(group) } else { Err(format!("{group:#?}\n{self}")) }
+        })
+        .await
+    }
+
+    /// Waits until no worker has a connection, by the kernel program's own counters.
+    pub async fn idle(&self) -> GroupStatus {
+        self.wait("no connection is open", |group| {
+            group.active().iter().chain(&group.pending()).all(|count| *count == 0)
+        })
+        .await
+    }
+
+    /// Runs the real command against this daemon.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        let (command, rest) = args.split_first().expect("a command");
+        let mut line: Vec<OsString> = [binary().as_os_str(), OsStr::new(command)].map(OsString::from).into();
+        line.extend(["--control".into(), self.control.clone().into()]);
+        line.extend(rest.iter().map(OsString::from));
+        run(&line).await
+    }
+
+    /// Runs the real command against this daemon; it must succeed.
+    pub async fn tell(&self, args: &[&str]) -> Output {
+        self.cli(args).await.succeeded()
+    }
+
+    /// Ends the daemon as systemd would, with SIGTERM, and sees that nothing is left over.
+    pub async fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        let status = self.ended().await;
+        assert!(status.success(), "SIGTERM gives {status}\n{self}");
+    }
+
+    /// Waits until the daemon has ended, and sees that nothing is left over.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = within("the daemon has ended", self.child.wait()).await.expect("wait");
+        self.running = false;
+        self.assert_nothing_left();
+        status
+    }
+
+    fn assert_nothing_left(&self) {
+        assert!(!self.control.exists(), "the control socket is left over\n{self}");
+        assert_eq!(files_below(&self.pins), Vec::<PathBuf>::new(), "pins are left over\n{self}");
+        let processes = self.netns.processes();
+        assert!(processes.is_empty(), "the processes {processes:?} are left over\n{self}");
+    }
+
+    fn output(&self, status: ExitStatus) -> Output {
+        Output {
+            line: display(&self.line),
+            status,
+            stdout: self.written("stdout"),
+            stderr: self.written("stderr"),
+        }
+    }
+
+    /// What the daemon has written so far to `stdout` or `stderr`.
+    pub fn written(&self, stream: &str) -> String {
+        fs::read(self.folder.path().join(stream))
+            .map_or_else(|error| format!("({error})"), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+impl fmt::Display for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = if self.running { "runs".to_owned() } else { "has ended".to_owned() };
+        let [stdout, stderr] = ["stdout", "stderr"].map(|stream| self.written(stream));
+        report(f, &display(&self.line), &status, &stdout, &stderr)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.running {
+            self.process.signal(Signal::TERM);
+            if !self.process.ends_within(PATIENCE / 3) {
+                self.process.signal(Signal::KILL);
+                self.process.ends_within(PATIENCE);
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("{self}");
+        }
+        for pin in files_below(&self.pins) {
+            if let Err(error) = fs::remove_file(&pin) {
+                eprintln!("{}: {error}", pin.display());
+            }
+        }
+        if self.pins.exists()
+            && let Err(error) = fs::remove_dir_all(&self.pins)
+        {
+            eprintln!("{}: {error}", self.pins.display());
+        }
+    }
+}
+
+/// Everything below `folder` that is not a folder; nothing when `folder` does not exist.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| {
+            let path = entry.path();
+            if path.is_dir() { files_below(&path) } else { vec![path] }
+        })
+        .collect()
+}
