@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn what_is_hashed_is_committed_before_the_program_that_hashes_it() {
         let before = state(Policy::LeastLoaded, &[0], &[0]);
-        let after = State { hash_on: [HashOn::Flow, HashOn::Source], ..state(Policy::ConsistentHash, &[0], &[0]) };
+        let after =
+            State { hash_on: [HashOn::Flow, HashOn::Source], ..state(Policy::ConsistentHash, &[0], &[0]) };
         assert_eq!(steps(&before, &after), [Step::Commit, Step::Attach(Policy::ConsistentHash)]);
     }
 

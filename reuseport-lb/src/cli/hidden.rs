@@ -26,10 +26,9 @@ impl Hidden {
         match self {
             Self::DemoWorker => demo::main().context("the built-in worker failed"),
             Self::WorkerExec { command } => {
-                let mut command = command.into_iter();
-                let program = command.next().context("no worker command")?;
-                let what = format!("cannot run {}", program.display());
-                Err(worker::launcher::exec(program, command.collect())).context(what)
+                let (program, args) = command.split_first().context("no worker command")?;
+                let failure = worker::launcher::exec(program, args);
+                Err(failure).with_context(|| format!("cannot start {}", program.display()))
             }
         }
     }

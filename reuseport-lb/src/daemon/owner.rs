@@ -76,7 +76,9 @@ pub enum StartError {
 /// What went wrong with an address, in the words of somebody who chose it.
 fn explain(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrNotAvailable => "this host has no such address; `ip address` lists those it has".into(),
+        io::ErrorKind::AddrNotAvailable => {
+            "this host has no such address; `ip address` lists those it has".into()
+        }
         io::ErrorKind::AddrInUse => "the address is in use; `ss -ltnp` shows by whom".into(),
         io::ErrorKind::PermissionDenied => {
             "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE, run it as root (sudo)".into()
@@ -348,9 +350,16 @@ impl Daemon {
     fn log_changes(&mut self) {
         for (id, worker) in self.group.workers() {
             let state = worker.state();
-            let Some(before) = self.seen.insert(id, state).filter(|before| *before != state) else { continue };
+            let Some(before) = self.seen.insert(id, state).filter(|before| *before != state) else {
+                continue;
+            };
             let load = self.applied.datapath().load(id.0);
-            tracing::info!(worker = id.0, pid = worker.pid(), active = load.active, "worker {before} -> {state}");
+            tracing::info!(
+                worker = id.0,
+                pid = worker.pid(),
+                active = load.active,
+                "worker {before} -> {state}"
+            );
         }
     }
 }

@@ -16,8 +16,7 @@ use rustix::thread::MembarrierCommand;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
-    Datapath, Error, Selection, SlotLoad, SlotSelections,
-    object,
+    Datapath, Error, Selection, SlotLoad, SlotSelections, object,
     pins::Pins,
     tables::{SharedLoads, SharedTables},
 };
@@ -176,11 +175,9 @@ impl Datapath for KernelDatapath {
         let Some((_, name)) = PROGRAMS.into_iter().find(|(of, _)| *of == policy) else {
             return match SkReuseport::detach(socket) {
                 // No program is attached, which is what is wanted.
-                Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError { io_error, .. }))
-                    if io_error.kind() == io::ErrorKind::NotFound =>
-                {
-                    Ok(())
-                }
+                Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError {
+                    io_error, ..
+                })) if io_error.kind() == io::ErrorKind::NotFound => Ok(()),
                 result => result.map_err(Error::program("detach")),
             };
         };
@@ -235,7 +232,10 @@ where
     program.try_into().map_err(Error::program(name))
 }
 
-fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, Error> {
     let map = ebpf.take_map(name).ok_or(Error::Lacks(name))?;
     map.try_into().map_err(Error::map(name))
 }

@@ -36,16 +36,6 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         delay.min(LONGEST)
     }
-
-    /// How often in a row the worker ended soon after its start, up to and with the last [`delay`](Self::delay).
-    pub const fn failures(&self) -> u32 {
-        self.failures
-    }
-
-    /// Forgets the past, as after the user's own restart.
-    pub const fn reset(&mut self) {
-        self.failures = 0;
-    }
 }
 
 #[cfg(test)]
@@ -67,24 +57,16 @@ mod tests {
     fn never_overflows() {
         let mut backoff = Backoff { failures: u32::MAX - 1 };
         assert_eq!(delays_ms(&mut backoff, Duration::ZERO, 3), [10_000, 10_000, 10_000]);
-        assert_eq!(backoff.failures(), u32::MAX);
+        assert_eq!(backoff.failures, u32::MAX);
     }
 
     #[test]
     fn a_long_life_starts_from_the_beginning() {
         let mut backoff = Backoff::new();
         delays_ms(&mut backoff, Duration::from_millis(9_999), 5);
-        assert_eq!(backoff.failures(), 5);
+        assert_eq!(backoff.failures, 5);
         assert_eq!(delays_ms(&mut backoff, Duration::from_secs(10), 2), [100, 100]);
-        assert_eq!(backoff.failures(), 1);
-    }
-
-    #[test]
-    fn reset_forgets() {
-        let mut backoff = Backoff::new();
-        delays_ms(&mut backoff, Duration::ZERO, 5);
-        backoff.reset();
-        assert_eq!(backoff, Backoff::new());
+        assert_eq!(backoff.failures, 1);
     }
 
     #[test]
@@ -92,6 +74,6 @@ mod tests {
         let now = Instant::now();
         let mut backoff = Backoff::new();
         backoff.delay(now + Duration::from_secs(60), now);
-        assert_eq!(backoff.failures(), 1);
+        assert_eq!(backoff.failures, 1);
     }
 }

@@ -46,8 +46,10 @@ pub enum Refusal {
         low = WEIGHT_RANGE.start(), high = WEIGHT_RANGE.end())]
     Weight(u16),
     /// Nobody would take new connections.
-    #[error("worker {0} is the last one that takes new connections; --force drains it all the same, and new \
-             connections are then refused")]
+    #[error(
+        "worker {0} is the last one that takes new connections; --force drains it all the same, and new \
+             connections are then refused"
+    )]
     LastWorker(WorkerId),
     /// The kernel's own hash knows no draining.
     #[error("policy kernel cannot keep connections from a worker; choose another policy first")]
@@ -285,7 +287,9 @@ const fn hash_user(policy: Policy) -> Option<usize> {
     match policy {
         Policy::Hash => Some(HashUser::Hash as usize),
         Policy::ConsistentHash => Some(HashUser::ConsistentHash as usize),
-        Policy::Kernel | Policy::LeastLoaded | Policy::PowerOfTwo | Policy::RoundRobin | Policy::Random => None,
+        Policy::Kernel | Policy::LeastLoaded | Policy::PowerOfTwo | Policy::RoundRobin | Policy::Random => {
+            None
+        }
     }
 }
 
