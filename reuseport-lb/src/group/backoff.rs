@@ -17,18 +17,18 @@ const STABLE: Duration = Duration::from_secs(10);
 ///
 /// Pure: it reads no clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backoff {
+pub(super) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// A worker that has not ended yet.
-    pub const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { failures: 0 }
     }
 
     /// The worker that was started at `started` ended at `ended`. Gives the time to wait from `ended`.
-    pub fn delay(&mut self, started: Instant, ended: Instant) -> Duration {
+    pub(super) fn delay(&mut self, started: Instant, ended: Instant) -> Duration {
         if ended.saturating_duration_since(started) >= STABLE {
             self.failures = 0;
         }
