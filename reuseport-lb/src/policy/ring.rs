@@ -229,6 +229,9 @@ impl Moves<'_> {
     /// Gives entries to their owners in `target`.
     fn towards(&mut self, target: &[u16]) {
         for (slot, wanted) in self.slots.iter_mut().zip(target) {
+            if self.left == 0 {
+                return;
+            }
             let (from, to) = (usize::from(*slot), usize::from(*wanted));
             if from != to && self.surplus[from] > 0 && self.surplus[to] < 0 {
                 self.surplus[from] -= 1;
