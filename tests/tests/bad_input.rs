@@ -205,7 +205,7 @@ fn a_control_socket_that_is_not_permitted() {
         let program = PublicBinary::new().await;
         let [program, control] = [&program.path, &control].map(|path| path.display().to_string());
         let line = [AS_NOBODY.as_slice(), &[&program, "policy", "random", "--control", &control]].concat();
-        run(&line).await.failed_with(&[&control, "ermission"]);
+        run(&line).await.failed_with(&[&control, "not permitted"]);
         assert_eq!(daemon.group().await.policy.name.as_str(), "hash");
         daemon.stop().await;
     });
@@ -245,7 +245,7 @@ fn requests_that_are_malformed() {
             ("PUT", "/v1/groups/-/policy", r#"{"name":"fastest"}"#, 400),
             ("PUT", "/v1/groups/none/policy", r#"{"name":"random"}"#, 404),
             ("PUT", "/v1/groups/-/workers/99/drain", "{}", 404),
-            ("PUT", "/v1/groups/-/workers/two/drain", "{}", 400),
+            ("PUT", "/v1/groups/-/workers/two/drain", "{}", 404),
             ("PUT", "/v1/groups/-/workers/1/drain", r#"{"stopp":true}"#, 400),
             ("PUT", "/v1/groups/-/workers/1/weight", r#"{"weight":0}"#, 400),
             ("PUT", "/v1/groups/-/workers/1/weight", r#"{"weight":70000}"#, 400),

@@ -43,9 +43,9 @@ const MAX_BODY_BYTES: usize = 16 * 1024;
 /// The longest request head, which is also hyper's buffer of one connection; hyper takes no less than 8 KiB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// How many connections are served at the same time; more wait in the backlog. With the limits above and the
-/// time-outs below, those who never finish cost at most a few megabytes, and not for long.
-const MAX_CONNECTIONS: usize = 64;
+/// How many connections are served at the same time; more wait in the backlog. More than anybody opens by mistake,
+/// and with the limits above and the time-outs below, those who never finish cost a few megabytes for a while.
+const MAX_CONNECTIONS: usize = 512;
 
 /// How long a connection may stay silent: before a request, within its head, and within its body each. Everyone
 /// who connects is on this host, so this is for a hand that types into `nc`, not for a network.

@@ -129,6 +129,7 @@ pub fn bind(path: &Path) -> Result<ControlSocket, BindError> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "flock has no time-out; nothing else runs yet")]
 fn lock(folder: &Path) -> Result<File, BindError> {
     let handle = File::open(folder).map_err(BindError::io("open", folder))?;
     let deadline = Instant::now() + LOCK_PATIENCE;

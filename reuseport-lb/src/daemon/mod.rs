@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use owner::{Daemon, Options, StartError, start};
+pub use owner::{Daemon, Options, StartError, check, start};
 
 use crate::{
     control::{DrainRequest, GroupStatus, Status, WorkerStatus},

@@ -23,6 +23,7 @@ use crate::{
     control::DrainRequest,
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Action, Group, Refusal, WorkerId, WorkerState},
+    policy::Policy,
     worker::{Launch, Process},
 };
 
@@ -102,21 +103,34 @@ pub struct Daemon {
     ending: bool,
 }
 
+/// Sees whether this process on this kernel can run a group with `policy`, and warns of what will be worse than it
+/// could be.
+///
+/// # Errors
+///
+/// [`StartError::Missing`]: it cannot.
+pub fn check(policy: Policy) -> Result<(), StartError> {
+    let missing = datapath::check_requirements();
+    let is_fatal =
+        |missing: &&Missing| missing.is_fatal() || **missing == Missing::Btf && policy.compares_loads();
+    if let Some(missing) = missing.iter().find(is_fatal) {
+        return Err(StartError::Missing(missing.clone()));
+    }
+    for missing in missing {
+        tracing::warn!("{missing}");
+    }
+    Ok(())
+}
+
 /// Makes the group, and starts its workers: when this returns, the group takes connections.
 ///
-/// Must be called on the runtime that [`Daemon::run`] will run on.
+/// The caller has been through [`check`]. Must be called on the runtime that [`Daemon::run`] will run on.
 ///
 /// # Errors
 ///
 /// See [`StartError`]; nothing is left behind then.
 pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     let Options { spec, pin_dir, bpf_log, executable } = options;
-    for missing in datapath::check_requirements() {
-        if missing.is_fatal() {
-            return Err(StartError::Missing(missing));
-        }
-        tracing::warn!("{missing}");
-    }
     // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
     if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
         return Err(StartError::Taken(conflict));

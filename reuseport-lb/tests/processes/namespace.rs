@@ -32,6 +32,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() -> Result<()> + Send + 'static) -
 }
 
 /// Waits until `condition` gives something.
+#[expect(clippy::disallowed_methods, reason = "the bounded wait that the ban asks for")]
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let started = Instant::now();
     loop {
