@@ -36,7 +36,7 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
 
     let mut cargo = command::cargo();
     cargo
-        .args(["test", "--locked"])
+        .args(["test", "--locked", "--no-fail-fast"])
         .current_dir(&workspace.root)
         .env(OBJECT_VARIABLE, &object)
         .env(DAEMON_VARIABLE, &daemon);

@@ -180,16 +180,16 @@ fn a_worker_that_is_let_go_of_runs_on_and_leaves_no_zombie() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_cannot_run_is_told_from_one_that_is_missing() -> Result<()> {
+fn a_program_that_cannot_run_says_why() -> Result<()> {
     in_namespace(|| {
         let stage = Stage::new()?;
-        for (program, status) in [("/nonexistent/server", 127), ("/etc/passwd", 126), ("/", 126)] {
+        for program in ["/nonexistent/server", "/etc/passwd", "/"] {
             let command = WorkerCommand::Program { program: program.into(), args: vec![] };
             let mut worker = stage.start(0, &command)?;
-            assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(status), "{program}");
+            assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(1), "{program}");
 
             let output = Command::new(EXECUTABLE).args([EXEC_COMMAND, "--", program]).output()?;
-            assert_eq!(output.status.code(), Some(status), "{program}");
+            assert_eq!(output.status.code(), Some(1), "{program}");
             let stderr = String::from_utf8(output.stderr)?;
             let expected = format!("reuseport-lb: cannot start {program}: ");
             assert!(stderr.starts_with(&expected) && stderr.lines().count() == 1, "{stderr:?}");
