@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -13,12 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// Cargo, as the user called it.
 pub(crate) fn cargo() -> Command {
-    Command::new(cargo_path())
-}
-
-/// The path of the cargo that runs this task.
-pub(crate) fn cargo_path() -> OsString {
-    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// Runs a command to its end; any exit status but 0 is an error.

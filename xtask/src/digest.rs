@@ -119,12 +119,108 @@ fn sources(workspace: &Workspace) -> Result<BTreeSet<PathBuf>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
             let path = folder.join(entry.file_name());
+            // Editors keep their own files beside ours.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             if entry.file_type().with_context(|| format!("cannot read {}", path.display()))?.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else {
                 files.insert(path);
             }
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"
+        [workspace.package]
+        edition = "2024"
+        version = "0.1.0"
+        [workspace.dependencies]
+        direct = "1"
+        [profile.bpf]
+        lto = "off"
+    "#;
+    const LOCK: &str = r#"
+        [[package]]
+        name = "direct"
+        version = "1.0.0"
+        dependencies = ["twice 2.0.0"]
+        [[package]]
+        name = "twice"
+        version = "1.0.0"
+        [[package]]
+        name = "twice"
+        version = "2.0.0"
+        checksum = "beef"
+        [[package]]
+        name = "unrelated"
+        version = "1.0.0"
+    "#;
+    const FILES: [(&str, &str); 5] = [
+        ("Cargo.toml", MANIFEST),
+        ("Cargo.lock", LOCK),
+        ("reuseport-lb-ebpf/Cargo.toml", "[dependencies]\ndirect.workspace = true"),
+        ("reuseport-lb-ebpf/src/main.rs", "mod policy;"),
+        ("reuseport-lb-ebpf/src/policy/mod.rs", "// one"),
+    ];
+
+    /// The digest of a workspace in a folder of its own, with one file replaced.
+    fn digest_with(changed: &str, text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace { root: folder.path().to_owned(), target: folder.path().join("target") };
+        for (path, text) in FILES.into_iter().chain([(changed, text)]) {
+            let path = workspace.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        of_sources(&workspace).unwrap()
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_inputs_and_of_nothing_else() {
+        let original = digest_with("README.md", "x");
+        for (path, text) in [
+            ("README.md", "somewhere else".to_owned()),
+            ("reuseport-lb-ebpf/src/.main.rs.swp", "x".to_owned()),
+            (
+                "Cargo.lock",
+                LOCK.replace("\"unrelated\"\n        version = \"1", "\"unrelated\"\n        version = \"9"),
+            ),
+        ] {
+            assert_eq!(digest_with(path, &text), original, "{path}");
+        }
+        for (path, text) in [
+            ("reuseport-lb-ebpf/src/policy/mod.rs", "// two".to_owned()),
+            ("reuseport-lb-ebpf/src/new.rs", "// new".to_owned()),
+            ("reuseport-lb-ebpf/build.rs", "fn main() {}".to_owned()),
+            ("Cargo.lock", LOCK.replace("beef", "cafe")),
+            ("Cargo.toml", MANIFEST.replace("off", "fat")),
+            ("Cargo.toml", MANIFEST.replace("0.1.0", "0.2.0")),
+            (
+                "Cargo.toml",
+                MANIFEST.replace("direct = \"1\"", "direct = { version = \"1\", features = [\"x\"] }"),
+            ),
+        ] {
+            assert_ne!(digest_with(path, &text), original, "{path}");
+        }
+    }
+
+    #[test]
+    fn dependencies_are_followed_to_the_version_that_is_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace { root: folder.path().to_owned(), target: folder.path().join("target") };
+        fs::create_dir(folder.path().join(bpf::PACKAGE)).unwrap();
+        fs::write(workspace.path("Cargo.lock"), LOCK).unwrap();
+        fs::write(workspace.path("reuseport-lb-ebpf/Cargo.toml"), "[dependencies]\ndirect = \"1\"").unwrap();
+        let found = dependencies(&workspace).unwrap();
+        let names: Vec<_> =
+            found.iter().map(|locked| (locked.name.as_str(), locked.version.as_str())).collect();
+        assert_eq!(names, [("direct", "1.0.0"), ("twice", "2.0.0")]);
+    }
 }

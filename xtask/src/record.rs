@@ -27,7 +27,7 @@ struct Record {
 }
 
 /// Everything outside the repository that the bytes of the object depend on.
-#[derive(Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
     /// What `rustc --version` prints.
@@ -80,9 +80,15 @@ pub(crate) fn check(workspace: &Workspace, toolchain: &Toolchain) -> Result<()> 
     let present = toolchain.identity()?;
     if present != recorded {
         eprintln!(
-            "xtask: {OBJECT} has the digest of its sources; its bytes were not compared, since it was built by \
-             another toolchain\n  recorded: {recorded:?}\n  here:     {present:?}"
+            "xtask: {OBJECT} has the digest of its sources; its bytes were not compared, since the toolchains differ"
         );
+        let recorded = toml::Table::try_from(&recorded).context("cannot write TOML")?;
+        for (part, here) in toml::Table::try_from(&present).context("cannot write TOML")? {
+            match recorded.get(&part) {
+                Some(there) if *there != here => eprintln!("  {part}: {here} here, recorded {there}"),
+                _ => {}
+            }
+        }
     } else if fresh == committed {
         eprintln!("xtask: {OBJECT} is, byte for byte, what its sources give");
     } else {

@@ -163,8 +163,7 @@ fn is_debian() -> bool {
 /// Says what rustup's way lacks here, and the command that brings it.
 fn missing_nightly(workspace: &Workspace) -> String {
     if command::find("rustup").is_none() {
-        return "building the BPF programs takes Debian 12 or later, or rustup (https://rustup.rs)"
-            .to_owned();
+        return "building the BPF programs takes Debian 12, or rustup (https://rustup.rs)".to_owned();
     }
     let (mut lacks, mut commands) = (vec![], vec![]);
     match toolchain::nightly_sysroot() {

@@ -9,8 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    bpf,
-    command::{self, probe},
+    bpf, command,
     setup::{self, Needs},
     workspace::Workspace,
 };
@@ -73,7 +72,8 @@ fn chooses_packages(args: &[OsString]) -> bool {
     args.iter()
         .map(OsString::as_os_str)
         .take_while(|arg| *arg != OsStr::new("--"))
-        .any(|arg| arg.to_str().is_some_and(|arg| arg.starts_with("-p") || arg.starts_with("--package")))
+        .filter_map(OsStr::to_str)
+        .any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
 fn mount_bpffs() -> Result<()> {
@@ -90,7 +90,23 @@ fn mount_bpffs() -> Result<()> {
 }
 
 fn host_triple() -> Result<String> {
-    let version = probe("rustc", &["--version", "--verbose"]).context("cannot run rustc")?;
+    let version = command::output(command::cargo().args(["--version", "--verbose"]))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say what it builds for")
+    host.map(str::to_owned).context("cargo does not say which host it runs on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_chosen_before_the_dashes_only() {
+        let chooses = |args: &[&str]| chooses_packages(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        for args in [&["-p", "xtask"][..], &["-pxtask"], &["drain", "--package=xtask", "--", "x"]] {
+            assert!(chooses(args), "{args:?}");
+        }
+        for args in [&[][..], &["drain"], &["--", "-p"], &["--profile=release"]] {
+            assert!(!chooses(args), "{args:?}");
+        }
+    }
 }

@@ -63,7 +63,8 @@ impl Toolchain {
         has_core_sources(&sysroot).then_some(Self { kind: Kind::Nightly, linker, strip })
     }
 
-    /// Cargo for the BPF target, with `subcommand` (`build`, `clippy` or `metadata`) and everything that depends on the toolchain.
+    /// Cargo for the BPF target, with `subcommand` (`build`, `clippy` or `metadata`) and everything that depends on the
+    /// toolchain.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo;
         match self.kind {
