@@ -33,7 +33,7 @@ macro_rules! selection_program {
         $(
             /// Selects by the policy of the same name.
             #[sk_reuseport(migrate)]
-            pub(crate) fn $name(ctx: SkReuseportContext) -> u32 {
+            fn $name(ctx: SkReuseportContext) -> u32 {
                 steer::run::<$policy>(&ctx)
             }
         )+
@@ -51,7 +51,7 @@ selection_program! {
 
 /// Counts the open connections of each worker.
 #[btf_tracepoint(function = "inet_sock_set_state")]
-pub(crate) fn track_connections(ctx: BtfTracePointContext) -> i32 {
+fn track_connections(ctx: BtfTracePointContext) -> i32 {
     track::run(&ctx);
     0
 }

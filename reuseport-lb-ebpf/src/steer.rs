@@ -101,9 +101,9 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, loads: Load
                 (bpf_get_socket_cookie(sk.cast_mut().cast()), bpf_get_socket_cookie(listener(ctx).cast()))
             };
             // SAFETY: the value is copied at once.
-            let from = unsafe { MOVED.get(&child).or_else(|| LISTENERS.get(&listener)).copied() };
+            let from = unsafe { MOVED.get(child).or_else(|| LISTENERS.get(listener)).copied() };
             if let Some(from) = from
-                && MOVED.insert(&child, &slot, 0).is_ok()
+                && MOVED.insert(child, slot, 0).is_ok()
             {
                 loads.add_active(from, -1);
                 loads.add_active(slot, 1);

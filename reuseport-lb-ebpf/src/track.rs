@@ -45,10 +45,10 @@ pub(crate) fn run(ctx: &BtfTracePointContext) {
         // SAFETY: as above; the helper only reads the socket.
         let cookie = unsafe { bpf_get_socket_cookie(sk) };
         // SAFETY: the value is copied at once.
-        let moved = unsafe { MOVED.get(&cookie).copied() };
+        let moved = unsafe { MOVED.get(cookie).copied() };
         if moved.is_some() {
             // It fails only when it is gone, which is what is wanted.
-            let _ = MOVED.remove(&cookie);
+            let _ = MOVED.remove(cookie);
         }
         loads.add_active(moved.unwrap_or(owner.slot), -1);
     }
