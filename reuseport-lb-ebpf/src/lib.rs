@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod flow;
+pub mod health;
 pub mod limits;
 pub mod names;
 pub mod outcome;

@@ -27,9 +27,14 @@ pub const MAX_SCAN: u32 = 64;
 pub const SAMPLES: u32 = 8;
 
 /// How many workers a program tries before it leaves the choice to the kernel.
-///
-/// A try fails only when a socket was closed behind the daemon's back, so a second failure is rare already.
-pub const ATTEMPTS: u32 = 4;
+pub const ATTEMPTS: u32 = 10;
+
+/// How many of the attempts pass a stalled worker over. With half of the workers stalled, one connection in 256 still
+/// finds one; with all of them stalled, that is what must happen.
+pub const HEALTHY_ATTEMPTS: u32 = 8;
+
+/// The room for news of stalls that the daemon has not read yet: a page, the least there is, holds hundreds.
+pub const STALLS_BYTES: usize = 4096;
 
 /// The sets of the table of handshakes in flight, a power of two.
 ///

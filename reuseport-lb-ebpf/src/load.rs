@@ -2,18 +2,23 @@
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use reuseport_lb_ebpf::{
+    health::{self, Verdict},
     limits::{MAX_WORKERS, PENDING_WAYS},
     pending::{self, Handshake, PendingSet},
     worker::{self, Load, Workers},
 };
 
-use crate::maps::{PENDING, WORKERS};
+use crate::{
+    kernel,
+    maps::{PENDING, STALLS, WORKERS},
+};
 
 /// The loads of all workers, at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Loads {
     workers: *mut Workers,
-    epoch: u64,
+    epoch: u32,
+    now_ms: u32,
 }
 
 impl Loads {
@@ -34,7 +39,11 @@ impl Loads {
 
     #[inline(always)]
     fn at(now_ns: u64) -> Option<Self> {
-        Some(Self { workers: WORKERS.get_ptr_mut(0)?, epoch: worker::epoch(now_ns) })
+        Some(Self {
+            workers: WORKERS.get_ptr_mut(0)?,
+            epoch: worker::epoch(now_ns),
+            now_ms: worker::milliseconds(now_ns),
+        })
     }
 
     #[inline(always)]
@@ -43,41 +52,95 @@ impl Loads {
         unsafe { (&raw mut (*self.workers).loads).cast::<Load>().add((slot & (MAX_WORKERS - 1)) as usize) }
     }
 
-    /// Open connections and handshakes of a slot.
+    /// What is known of a slot, at this moment.
+    ///
+    /// Other CPUs write meanwhile. Each word is read at once, and a load that is a moment old is as good as any.
     #[inline(always)]
-    pub(crate) fn get(self, slot: u32) -> u64 {
+    fn snapshot(self, slot: u32) -> Load {
         let load = self.of(slot);
-        // SAFETY: `load` is an element of the map, which lives as long as the program. Other CPUs may write while
-        // this reads: each word is read at once, and a load that is a moment old is as good as any.
+        // SAFETY: an element of the map, which lives as long as the program; all its bits are integers.
         unsafe {
-            let active = (&raw const (*load).active).read_volatile();
-            let snapshot = Load {
+            Load {
+                established: (&raw const (*load).established).read_volatile(),
+                closed: (&raw const (*load).closed).read_volatile(),
                 pending: (&raw const (*load).pending).read_volatile(),
                 pending_epoch: (&raw const (*load).pending_epoch).read_volatile(),
-                ..Load::default()
-            };
-            active + snapshot.pending_at(self.epoch)
+                accepted: (&raw const (*load).accepted).read_volatile(),
+                checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
+                progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
+                backlog: (&raw const (*load).backlog).read_volatile(),
+                stalled: (&raw const (*load).stalled).read_volatile(),
+            }
         }
     }
 
-    /// Counts open connections of a slot up or down.
+    /// Open connections and handshakes of a slot.
     #[inline(always)]
-    pub(crate) fn add_active(self, slot: u32, change: i64) {
-        let load = self.of(slot);
-        // SAFETY: as in `get`; the addition is atomic.
-        unsafe { add(&raw mut (*load).active, change) };
+    pub(crate) fn get(self, slot: u32) -> u64 {
+        let load = self.snapshot(slot);
+        load.active() + load.pending_at(self.epoch)
     }
 
-    /// A handshake of flow `hash` was given to `slot`. It replaces what an earlier segment of the flow was given.
+    /// Whether the worker in a slot takes the connections that it is given, after `stall_after_ms` at the latest.
+    ///
+    /// Looks at its accept queue when it is time to, and remembers what it saw. Two CPUs may look at once: both see
+    /// the same queue.
     #[inline(always)]
-    pub(crate) fn begin_handshake(self, hash: u32, slot: u32) {
-        let Some(set) = PENDING.get_ptr_mut(pending::set_of(hash)) else { return };
+    pub(crate) fn takes_connections(self, slot: u32, stall_after_ms: u32) -> bool {
+        if stall_after_ms == 0 {
+            return true;
+        }
+        let load = self.snapshot(slot);
+        let pending = load.pending_at(self.epoch);
+        if !health::is_due(&load, pending, self.now_ms, stall_after_ms) {
+            return load.stalled == 0;
+        }
+        // An empty slot is for the selection to find out.
+        let Some(queue) = kernel::accept_queue(slot & (MAX_WORKERS - 1)) else { return true };
+        let Verdict { accepted, progress_at_ms, stalled, full } =
+            health::judge(&load, queue, pending, self.now_ms, stall_after_ms);
+        let written = self.of(slot);
+        // SAFETY: as in `snapshot`.
+        unsafe {
+            (&raw mut (*written).accepted).write_volatile(accepted);
+            (&raw mut (*written).progress_at_ms).write_volatile(progress_at_ms);
+            (&raw mut (*written).checked_at_ms).write_volatile(self.now_ms);
+            (&raw mut (*written).backlog).write_volatile(queue.backlog);
+            (&raw mut (*written).stalled).write_volatile(u32::from(stalled));
+        }
+        if u32::from(stalled) != load.stalled {
+            // The daemon reads the state itself; this only wakes it. Without room it will be woken by the next.
+            let _ = STALLS.output(slot, 0);
+        }
+        !stalled && !full
+    }
+
+    /// Counts a connection of a slot as established, or as moved to it.
+    #[inline(always)]
+    pub(crate) fn established(self, slot: u32) {
+        let load = self.of(slot);
+        // SAFETY: as in `snapshot`; the addition is atomic.
+        unsafe { add(&raw mut (*load).established, 1) };
+    }
+
+    /// Counts a connection of a slot as closed, or as moved away.
+    #[inline(always)]
+    pub(crate) fn closed(self, slot: u32) {
+        let load = self.of(slot);
+        // SAFETY: as in `snapshot`; the addition is atomic.
+        unsafe { add(&raw mut (*load).closed, 1) };
+    }
+
+    /// The handshake `key` was given to `slot`. It replaces what an earlier packet of it was given.
+    #[inline(always)]
+    pub(crate) fn begin_handshake(self, key: u32, slot: u32) {
+        let Some(set) = PENDING.get_ptr_mut(pending::set_of(key)) else { return };
         let mut free = None;
         for way in 0..PENDING_WAYS {
             let handshake = self.entry(set, way);
             if !handshake.is_live(self.epoch) {
                 free = Some(way);
-            } else if handshake.hash() == hash {
+            } else if handshake.key() == key {
                 self.withdraw(handshake);
                 free = Some(way);
                 break;
@@ -86,17 +149,17 @@ impl Loads {
         self.add_pending(slot, self.epoch, 1);
         // In a full set the handshake goes unrecorded: it counts until it has aged, established or not.
         if let Some(way) = free {
-            self.store(set, way, Handshake::new(hash, slot, self.epoch).into_entry());
+            self.store(set, way, Handshake::new(key, slot, self.epoch).into_entry());
         }
     }
 
-    /// The handshake of flow `hash` has ended in a connection.
+    /// The handshake `key` has ended in a connection.
     #[inline(always)]
-    pub(crate) fn end_handshake(self, hash: u32) {
-        let Some(set) = PENDING.get_ptr_mut(pending::set_of(hash)) else { return };
+    pub(crate) fn end_handshake(self, key: u32) {
+        let Some(set) = PENDING.get_ptr_mut(pending::set_of(key)) else { return };
         for way in 0..PENDING_WAYS {
             let handshake = self.entry(set, way);
-            if handshake.hash() == hash && handshake.is_live(self.epoch) {
+            if handshake.key() == key && handshake.is_live(self.epoch) {
                 self.withdraw(handshake);
                 self.store(set, way, 0);
                 return;
@@ -123,13 +186,13 @@ impl Loads {
     }
 
     #[inline(always)]
-    fn add_pending(self, slot: u32, epoch: u64, change: i64) {
+    fn add_pending(self, slot: u32, epoch: u32, change: i64) {
         let load = self.of(slot);
         let parity = (epoch & 1) as usize;
         // SAFETY: `load` is an element of the map, the parity is 0 or 1. The addition is atomic; that the count of a
         // new epoch begins at zero is not, see `Load::pending_at`.
         unsafe {
-            let begun = (&raw mut (*load).pending_epoch).cast::<u64>().add(parity);
+            let begun = (&raw mut (*load).pending_epoch).cast::<u32>().add(parity);
             let count = (&raw mut (*load).pending).cast::<u64>().add(parity);
             if begun.read_volatile() != epoch {
                 count.write_volatile(0);

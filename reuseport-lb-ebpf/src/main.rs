@@ -18,6 +18,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkReuseportContext},
 };
 
+mod kernel;
 mod key;
 mod load;
 mod maps;

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray},
+    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray, RingBuf},
     cty::c_void,
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
 use reuseport_lb_ebpf::{
-    limits::{MAX_MOVED, MAX_WORKERS, PENDING_SETS},
+    limits::{MAX_MOVED, MAX_WORKERS, PENDING_SETS, STALLS_BYTES},
     outcome::Outcomes,
     pending::PendingSet,
     tables::Tables,
@@ -40,6 +40,9 @@ pub(crate) static TICKETS: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static PENDING: Array<PendingSet, { PENDING_SETS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static STALLS: RingBuf<u32, STALLS_BYTES> = RingBuf::new();
 
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<u64, u32, { MAX_WORKERS as usize }, NO_PREALLOC> = HashMap::new();

@@ -14,6 +14,8 @@ pub const OUTCOMES: &str = "OUTCOMES";
 pub const PENDING: &str = "PENDING";
 /// The slot that a socket belongs to: [`Owner`](crate::worker::Owner).
 pub const OWNER: &str = "OWNER";
+/// Tells the daemon that a worker has begun or ceased to be stalled: the slot, as a `u32`.
+pub const STALLS: &str = "STALLS";
 /// The slot of a listener, by socket cookie.
 pub const LISTENERS: &str = "LISTENERS";
 /// The slot that a child was moved to, by socket cookie.

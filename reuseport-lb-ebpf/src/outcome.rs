@@ -35,8 +35,8 @@ macro_rules! outcomes {
 }
 
 outcomes! {
-    /// The policy's first choice took the connection.
-    Selected => "selected", "The policy's first choice took the connection";
+    /// The policy's choice among the eligible workers took the connection.
+    Selected => "selected", "The policy's choice took the connection";
     /// A later choice took it.
     Retried => "retried", "A later choice took the connection, since an earlier one's socket was gone";
     /// A waiting connection moved to another worker.

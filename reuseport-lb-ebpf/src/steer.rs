@@ -9,7 +9,10 @@ use aya_ebpf::{
     programs::SkReuseportContext,
 };
 use aya_log_ebpf::debug;
-use reuseport_lb_ebpf::{limits::ATTEMPTS, outcome::Outcome};
+use reuseport_lb_ebpf::{
+    limits::{ATTEMPTS, HEALTHY_ATTEMPTS},
+    outcome::Outcome,
+};
 
 use crate::{
     key::{self, Arrival},
@@ -47,18 +50,25 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
         return if refuse { Outcome::Dropped } else { Outcome::FallbackNoWorker };
     }
     let Some(policy) = P::prepare(ctx, arrival, bank, loads) else { return Outcome::FallbackUnreadable };
+    let stall_after_ms = bank.stall_after_ms();
+    let mut gone = false;
     for attempt in 0..ATTEMPTS {
         let Some(slot) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
+        // The last candidates are taken as they are: when all are stalled, all are eligible again.
+        if attempt < HEALTHY_ATTEMPTS && !loads.takes_connections(slot, stall_after_ms) {
+            continue;
+        }
         if SOCKETS.select_reuseport(ctx, slot).is_err() {
             debug!(ctx, "slot {} is gone, attempt {}", slot, attempt);
+            gone = true;
             continue;
         }
         debug!(ctx, "flow {:x} to slot {}", ctx.hash(), slot);
         return match arrival {
-            Arrival::New => {
-                loads.begin_handshake(ctx.hash(), slot);
+            Arrival::New(key) => {
+                loads.begin_handshake(key, slot);
                 count_selection(slot, 1, 0);
-                if attempt == 0 { Outcome::Selected } else { Outcome::Retried }
+                if gone { Outcome::Retried } else { Outcome::Selected }
             }
             Arrival::Migrating(sk) => {
                 migrate(ctx, sk, slot, loads);
@@ -92,7 +102,12 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, loads: Load
     let state = unsafe { (*sk).state };
     match state {
         // The child will be made from the new listener and inherit its slot; only the handshake moves.
-        TCP_NEW_SYN_RECV | TCP_SYN_RECV => loads.begin_handshake(ctx.hash(), slot),
+        // When no packet moves it but the kernel's timer, its key is not to be had; it then counts for the old slot.
+        TCP_NEW_SYN_RECV | TCP_SYN_RECV => {
+            if let Some(key) = key::migrating_handshake(ctx) {
+                loads.begin_handshake(key, slot);
+            }
+        }
         // Reset by the peer while it waited, and counted down then.
         TCP_CLOSE => {}
         _ => {
@@ -105,8 +120,8 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, loads: Load
             if let Some(from) = from
                 && MOVED.insert(child, slot, 0).is_ok()
             {
-                loads.add_active(from, -1);
-                loads.add_active(slot, 1);
+                loads.closed(from);
+                loads.established(slot);
             }
         }
     }

@@ -36,6 +36,10 @@ pub struct Bank {
     pub members_len: u32,
     /// What to do when there are no members: 0 leaves the choice to the kernel, 1 refuses.
     pub refuse: u32,
+    /// After how many milliseconds without an accept a worker with a queue is passed over; 0 for never.
+    pub stall_after_ms: u32,
+    /// Fills up to eight bytes.
+    pub reserved: u32,
     /// By slot: [`COST_UNIT`] divided by the worker's weight. Load times cost is what policies compare.
     pub costs: [u32; MAX_WORKERS as usize],
     /// The slots of the eligible workers.
@@ -46,13 +50,15 @@ pub struct Bank {
     pub ring: [u16; RING_ROOM],
 }
 
-assert_layout!(Bank, size: 170_064, align: 8, fields: {
+assert_layout!(Bank, size: 170_072, align: 8, fields: {
     masks: [KeyMask; HashUser::COUNT],
     seed: u64,
     ring_len: u32,
     shares_len: u32,
     members_len: u32,
     refuse: u32,
+    stall_after_ms: u32,
+    reserved: u32,
     costs: [u32; MAX_WORKERS as usize],
     members: [u16; MAX_WORKERS as usize],
     shares: [u16; MAX_SHARES as usize],

@@ -5,7 +5,10 @@
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_get_socket_cookie, programs::BtfTracePointContext};
 
+use reuseport_lb_ebpf::pending;
+
 use crate::{
+    kernel,
     load::Loads,
     maps::{MOVED, OWNER},
 };
@@ -14,9 +17,11 @@ const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 
-/// Offset of `skc_hash` in `struct sock_common`, behind the pair of IPv4 addresses; so since Linux 3.9. The verifier
-/// compares it with the running kernel's BTF and refuses the program where it lies elsewhere.
-const SKC_HASH: usize = 8;
+/// Offset of the peer's port in `struct sock_common`, in network byte order, and behind it that of the own port, in
+/// the host's. So since Linux 3.9: the verifier compares it with the running kernel's BTF, and refuses the program
+/// where they lie elsewhere.
+const SKC_DPORT: usize = 12;
+const SKC_NUM: usize = 14;
 
 /// One change of a socket's state: `inet_sock_set_state(sk, oldstate, newstate)`.
 #[inline(always)]
@@ -37,9 +42,15 @@ pub(crate) fn run(ctx: &BtfTracePointContext) {
     let owner = unsafe { &mut *owner };
     if established {
         owner.counted = 1;
-        loads.add_active(owner.slot, 1);
-        // SAFETY: within `struct sock`; the verifier knows the type of `sk` and checks the field.
-        loads.end_handshake(unsafe { sk.byte_add(SKC_HASH).cast::<u32>().read() });
+        loads.established(owner.slot);
+        // SAFETY: within `struct sock`; the verifier knows the type of `sk` and checks the fields.
+        let (peer, own) = unsafe {
+            (sk.byte_add(SKC_DPORT).cast::<u16>().read(), sk.byte_add(SKC_NUM).cast::<u16>().read())
+        };
+        if let Some(sequence) = kernel::initial_sequence(sk) {
+            let ports = u32::from(peer) | u32::from(own.to_be()) << 16;
+            loads.end_handshake(pending::key(ports, sequence));
+        }
     } else if owner.counted == 1 {
         owner.counted = 0;
         // SAFETY: as above; the helper only reads the socket.
@@ -50,6 +61,6 @@ pub(crate) fn run(ctx: &BtfTracePointContext) {
             // It fails only when it is gone, which is what is wanted.
             let _ = MOVED.remove(cookie);
         }
-        loads.add_active(moved.unwrap_or(owner.slot), -1);
+        loads.closed(moved.unwrap_or(owner.slot));
     }
 }

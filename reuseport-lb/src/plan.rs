@@ -3,7 +3,7 @@
 //! Pure. The order is what keeps connections alive: a socket is in its slot before a table names it, and no table
 //! names it any more when its slot is emptied.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::policy::{HashOn, Member, Policy};
 
@@ -20,6 +20,8 @@ pub struct State {
     pub members: Vec<Member>,
     /// Whether connections are refused while there are no members.
     pub refuse: bool,
+    /// After how long without an accept a worker with a queue is passed over; zero for never.
+    pub stall_after: Duration,
 }
 
 impl Default for State {
@@ -31,6 +33,7 @@ impl Default for State {
             sockets: BTreeSet::new(),
             members: Vec::new(),
             refuse: false,
+            stall_after: Duration::ZERO,
         }
     }
 }
@@ -50,9 +53,10 @@ pub enum Step {
 
 /// The steps that lead from one state to another, in order.
 pub fn steps(applied: &State, desired: &State) -> Vec<Step> {
-    let State { policy, hash_on, sockets, members, refuse } = desired;
+    let State { policy, hash_on, sockets, members, refuse, stall_after } = desired;
     let mut steps: Vec<Step> = sockets.difference(&applied.sockets).copied().map(Step::Insert).collect();
-    if (hash_on, members, refuse) != (&applied.hash_on, &applied.members, &applied.refuse) {
+    let before = (&applied.hash_on, &applied.members, &applied.refuse, &applied.stall_after);
+    if (hash_on, members, refuse, stall_after) != before {
         steps.push(Step::Commit);
     }
     // A group without sockets is none, and nothing can be attached to it.

@@ -82,6 +82,11 @@ impl Launch {
         Self { workers, ..self }
     }
 
+    /// Workers that take nothing are given connections all the same, for tests that want those to queue.
+    pub fn never_stalled(self) -> Self {
+        self.arg("--stall-after").arg("0")
+    }
+
     /// A further argument.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());

@@ -68,6 +68,13 @@ impl Bank {
         unsafe { (*self.0).refuse != 0 }
     }
 
+    /// After how long a worker that takes nothing is passed over.
+    #[inline(always)]
+    pub(crate) fn stall_after_ms(self) -> u32 {
+        // SAFETY: as in `members_len`.
+        unsafe { (*self.0).stall_after_ms }
+    }
+
     /// A member by its index below `members_len`.
     #[inline(always)]
     pub(crate) fn member(self, index: u32) -> Option<u32> {

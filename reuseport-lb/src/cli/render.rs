@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::env::Env;
 use crate::{
-    control::{GroupStatus, Mode, Outcomes, Protocol, WorkerStatus},
+    control::{GroupStatus, Mode, Outcomes, Protocol, Stalls, WorkerStatus},
     group::{WorkerId, WorkerState},
     policy::PolicySpec,
 };
@@ -33,7 +33,8 @@ pub(super) fn group(group: &GroupStatus) -> String {
 
 fn worker_table(workers: &[WorkerStatus]) -> String {
     let mut header = vec![
-        "WORKER", "PID", "STATE", "WEIGHT", "ACTIVE", "PENDING", "QUEUED", "SELECTED", "MIGRATED", "RESTARTS",
+        "WORKER", "PID", "STATE", "WEIGHT", "ACTIVE", "PENDING", "QUEUED", "SELECTED", "MIGRATED",
+        "RESTARTS", "STALLS",
     ];
     let with_reasons = workers.iter().any(|worker| worker.reason.is_some());
     if with_reasons {
@@ -43,7 +44,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
     // Lines keep their width whatever the terminal's: wrapped rows cannot be read, nor cut with awk.
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(&header);
-    for WorkerStatus { id, pid, state, reason, weight, connections, restarts } in workers {
+    for WorkerStatus { id, pid, state, reason, weight, connections, restarts, stalls } in workers {
         let mut row = vec![
             id.to_string(),
             pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
@@ -55,6 +56,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             connections.selected_total.to_string(),
             connections.migrated_in_total.to_string(),
             restarts.to_string(),
+            self::stalls(stalls),
         ];
         if with_reasons {
             row.push(reason.clone().unwrap_or_default());
@@ -68,6 +70,11 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
         }
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// How often, and how long in total.
+fn stalls(Stalls { count, seconds_total, since_seconds: _ }: &Stalls) -> String {
+    if *count == 0 { "0".into() } else { format!("{count} ({seconds_total:.1}s)") }
 }
 
 fn outcomes(outcomes: &Outcomes) -> String {
@@ -144,10 +151,10 @@ mod tests {
             "\
 default · 0.0.0.0:8080 tcp · consistent-hash on flow · supervised
 
-WORKER  PID  STATE   WEIGHT  ACTIVE  PENDING  QUEUED  SELECTED  MIGRATED  RESTARTS  REASON
-     0  100  active       1       0        0       0        10         0         0
-     1  101  active       1       5        0       0        10         0         0
-     2    -  down         1       0        0       0        10         0         3  exit status 1
+WORKER  PID  STATE   WEIGHT  ACTIVE  PENDING  QUEUED  SELECTED  MIGRATED  RESTARTS  STALLS  REASON
+     0  100  active       1       0        0       0        10         0         0       0
+     1  101  active       1       5        0       0        10         0         0       0
+     2    -  down         1       0        0       0        10         0         3       0  exit status 1
 
 outcomes: 30 selected, 0 retried, 0 fallback, 0 dropped, 0 migrated, 0 stray
 "

@@ -50,6 +50,9 @@ pub(super) struct Run {
     /// How long the workers may take to finish when the daemon ends
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     grace: Duration,
+    /// How long a worker may take nothing from a waiting queue until it is passed over; 0 turns that off
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = values::duration)]
+    stall_after: Duration,
     /// The length of each worker's accept queue; net.core.somaxconn limits it
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_BACKLOG))]
     backlog: u32,
@@ -149,6 +152,7 @@ impl Run {
             command: WorkerCommand::find(&self.command).context("cannot run the worker command")?,
             grace: self.grace,
             backlog: self.backlog,
+            stall_after: self.stall_after,
             hash_seed: self.hash_seed,
         })
     }

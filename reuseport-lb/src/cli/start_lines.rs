@@ -117,6 +117,7 @@ mod tests {
             command: WorkerCommand::BuiltIn,
             grace: Duration::from_secs(30),
             backlog: 4096,
+            stall_after: Duration::from_millis(50),
             hash_seed: 0,
         }
     }

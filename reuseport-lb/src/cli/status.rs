@@ -89,6 +89,7 @@ mod tests {
                 "active": active, "pending": 0, "queued": 0, "selected_total": 10, "migrated_in_total": 0,
             },
             "restarts": restarts,
+            "stalls": {"count": 0, "seconds_total": 0.0, "since_seconds": null},
         })
     }
 }

@@ -33,6 +33,8 @@ pub struct GroupSpec {
     pub grace: Duration,
     /// The length of each worker's accept queue.
     pub backlog: u32,
+    /// After how long a worker that takes nothing from its accept queue is passed over; zero for never.
+    pub stall_after: Duration,
     /// The seed of the flow hash. Hosts with the same seed and workers pick alike.
     pub hash_seed: u64,
 }

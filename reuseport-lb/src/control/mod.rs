@@ -100,6 +100,20 @@ pub struct WorkerStatus {
     pub connections: Connections,
     /// How often its process was started again.
     pub restarts: u64,
+    /// When it took nothing from its accept queue.
+    #[serde(default)]
+    pub stalls: Stalls,
+}
+
+/// The stalls of one worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stalls {
+    /// How often it began to be stalled.
+    pub count: u64,
+    /// How long it was stalled altogether, in seconds.
+    pub seconds_total: f64,
+    /// How long it has been stalled now, in seconds; none while it is not.
+    pub since_seconds: Option<f64>,
 }
 
 /// The connections of one worker.

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
     control::{
-        Connections, DrainRequest, GroupStatus, Mode, Outcomes, Protocol, Status, WorkerStatus,
+        Connections, DrainRequest, GroupStatus, Mode, Outcomes, Protocol, Stalls, Status, WorkerStatus,
         client::Client, server,
     },
     daemon::{GroupName, Handle, Request, RequestError},
@@ -74,6 +74,7 @@ pub(crate) fn status() -> Status {
         weight: 1,
         connections: Connections { active, selected_total: 10, ..Connections::default() },
         restarts,
+        stalls: Stalls::default(),
     };
     Status {
         version: "0.1.0".into(),

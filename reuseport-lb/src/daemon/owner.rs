@@ -22,13 +22,17 @@ use crate::{
     config::{BpfLogLevel, GroupSpec},
     control::DrainRequest,
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
-    group::{Action, Group, Refusal, WorkerId, WorkerState},
+    group::{Action, Group, Refusal, Seen, WorkerId, WorkerState},
     policy::Policy,
     worker::{Launch, Process},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// How often a stalled worker is looked at. The programs see the end of a stall by themselves, but only when there is
+/// a connection to pick a worker for.
+const STALL_POLL: Duration = Duration::from_millis(100);
 
 /// How long a worker that is stopped may take when the request does not say.
 const DEFAULT_STOP: Duration = Duration::from_secs(30);
@@ -69,8 +73,8 @@ pub enum StartError {
     /// The kernel refused a part of the datapath.
     #[error("cannot set up the datapath")]
     Datapath(#[from] datapath::Error),
-    /// The log of the programs could not be opened.
-    #[error("cannot read the log of the BPF programs")]
+    /// What the programs tell could not be read.
+    #[error("cannot read the news of the BPF programs")]
     Log(#[source] io::Error),
 }
 
@@ -99,6 +103,7 @@ pub struct Daemon {
     processes: BTreeMap<WorkerId, Orders>,
     exits: JoinSet<Exit>,
     requests: mpsc::Receiver<Request>,
+    stalls: mpsc::Receiver<()>,
     seen: BTreeMap<WorkerId, WorkerState>,
     ending: bool,
 }
@@ -147,8 +152,10 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         datapath.forward_log().map_err(StartError::Log)?;
     }
 
+    let stalls = datapath.stall_news().map_err(StartError::Log)?;
+
     let now = Instant::now();
-    let mut group = Group::new(spec.workers, spec.policy, now);
+    let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, now);
     for id in listeners.keys() {
         group.opened(*id);
     }
@@ -163,6 +170,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         processes: BTreeMap::new(),
         exits: JoinSet::new(),
         requests,
+        stalls,
         seen: BTreeMap::new(),
         ending: false,
     };
@@ -192,6 +200,8 @@ impl Daemon {
                 Some(request) = self.requests.recv() => self.answer(request),
                 Some(exit) = self.exits.join_next() => self.exited(exit),
                 Some(()) = stop.recv() => self.end(),
+                // `advance` looks who it is.
+                Some(()) = self.stalls.recv() => {}
                 () = sleep_until(wake) => {}
             }
             self.advance();
@@ -200,8 +210,9 @@ impl Daemon {
     }
 
     fn next_wake(&self) -> Option<Instant> {
-        let poll = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
-        [poll, self.group.next_deadline()].into_iter().flatten().min()
+        let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
+        let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
+        [drain, stall, self.group.next_deadline()].into_iter().flatten().min()
     }
 
     /// Ends: in peace the first time, at once when asked again.
@@ -279,12 +290,8 @@ impl Daemon {
     /// Does what is due, until nothing is, and says what has changed.
     fn advance(&mut self) {
         loop {
-            let datapath = self.applied.datapath();
-            let is_idle = |id: WorkerId| {
-                let load = datapath.load(id.0);
-                datapath.counts_connections() && load.active == 0 && load.pending == 0
-            };
-            let actions = self.group.advance(Instant::now(), is_idle);
+            let look = self.look();
+            let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
             if let Err(error) = self.apply() {
                 tracing::error!(error = chain(&error), "the datapath is not as it should be");
             }
@@ -296,6 +303,34 @@ impl Daemon {
             }
         }
         self.log_changes();
+    }
+
+    /// What can be seen of the workers from outside.
+    fn look(&self) -> BTreeMap<WorkerId, Seen> {
+        let datapath = self.applied.datapath();
+        let mut seen: BTreeMap<WorkerId, Seen> = self
+            .group
+            .workers()
+            .map(|(id, _)| {
+                let load = datapath.load(id.0);
+                let idle = datapath.counts_connections() && load.active == 0 && load.pending == 0;
+                (id, Seen { idle, stalled: load.stalled })
+            })
+            .collect();
+        if seen.values().any(|seen| seen.stalled) {
+            // Without new connections no program looks again, and the worker may have emptied its queue meanwhile.
+            match self.queues() {
+                Ok(queues) => {
+                    for (id, seen) in &mut seen {
+                        let queue =
+                            self.listeners.get(id).and_then(|listener| queues.get(&listener.cookie()));
+                        seen.stalled &= queue.is_some_and(|queue| queue.depth > 0);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "cannot read the accept queues"),
+            }
+        }
+        seen
     }
 
     fn carry_out(&mut self, action: Action) {

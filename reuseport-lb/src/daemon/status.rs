@@ -8,9 +8,9 @@ use super::{Daemon, RequestError};
 use crate::{
     adopt,
     chain::chain,
-    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Status, WorkerStatus},
+    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Stalls, Status, WorkerStatus},
     datapath::{self, Datapath as _},
-    group::{Worker, WorkerId},
+    group::{self, Worker, WorkerId},
 };
 
 impl From<datapath::Error> for RequestError {
@@ -82,11 +82,22 @@ impl Daemon {
                 migrated_in_total: selections.migrated_in,
             },
             restarts: worker.restarts,
+            stalls: stalls(&worker.stalls),
         })
     }
 
-    fn queues(&self) -> Result<HashMap<u64, adopt::Queue>, RequestError> {
-        Ok(adopt::queue_depths(self.spec.listen.port())?)
+    /// The accept queues, by the cookies of their sockets.
+    pub(super) fn queues(&self) -> io::Result<HashMap<u64, adopt::Queue>> {
+        adopt::queue_depths(self.spec.listen.port())
+    }
+}
+
+fn stalls(stalls: &group::Stalls) -> Stalls {
+    let present = stalls.since.map(|since| since.elapsed());
+    Stalls {
+        count: stalls.count,
+        seconds_total: (stalls.total + present.unwrap_or_default()).as_secs_f64(),
+        since_seconds: present.map(|present| present.as_secs_f64()),
     }
 }
 

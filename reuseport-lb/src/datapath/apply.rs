@@ -93,7 +93,7 @@ impl<D: Datapath> Applied<D> {
     }
 
     fn commit(&mut self, desired: &State) -> Result<(), Error> {
-        let State { members, hash_on, refuse, .. } = desired;
+        let State { members, hash_on, refuse, stall_after, .. } = desired;
         if *members != self.state.members {
             self.ring.rebuild(members);
             shares::schedule(members, &mut self.shares);
@@ -104,10 +104,12 @@ impl<D: Datapath> Applied<D> {
             ring: self.ring.as_slice(),
             hash_on: *hash_on,
             refuse: *refuse,
+            stall_after: *stall_after,
         })?;
         self.state.members.clone_from(members);
         self.state.hash_on = *hash_on;
         self.state.refuse = *refuse;
+        self.state.stall_after = *stall_after;
         Ok(())
     }
 }

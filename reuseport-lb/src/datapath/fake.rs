@@ -83,6 +83,10 @@ impl Datapath for FakeDatapath {
         true
     }
 
+    fn sees_stalls(&self) -> bool {
+        true
+    }
+
     fn load(&self, _: u16) -> SlotLoad {
         SlotLoad::default()
     }

@@ -4,7 +4,7 @@ use std::{io, os::fd::BorrowedFd, path::Path};
 
 use aya::{
     Btf, Ebpf, Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray, ReusePortSockArray, SkStorage},
+    maps::{HashMap, Map, MapData, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage},
     programs::{BtfTracePoint, ProgramError, SkReuseport, SkReuseportError, links::FdLink},
 };
 use reuseport_lb_ebpf::{
@@ -13,10 +13,14 @@ use reuseport_lb_ebpf::{
     worker::{Owner, Selections},
 };
 use rustix::thread::MembarrierCommand;
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc::{self, error::TrySendError},
+};
 
 use super::{
     Datapath, Error, Selection, SlotLoad, SlotSelections, object,
+    offsets::Offsets,
     pins::Pins,
     tables::{SharedLoads, SharedTables},
 };
@@ -56,7 +60,9 @@ pub struct KernelDatapath {
     selections: PerCpuArray<MapData, Value<Selections>>,
     outcomes: PerCpuArray<MapData, Outcomes>,
     seed: u64,
+    stalls: Option<RingBuf<MapData>>,
     counts_connections: bool,
+    sees_stalls: bool,
     settled: bool,
     _pins: Pins,
 }
@@ -77,7 +83,8 @@ impl KernelDatapath {
                 None
             }
         };
-        let mut ebpf = object::load(btf.as_ref(), log)?;
+        let offsets = Offsets::of_running_kernel();
+        let mut ebpf = object::load(btf.as_ref(), &offsets, log)?;
         for (_, name) in PROGRAMS {
             program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
         }
@@ -93,9 +100,11 @@ impl KernelDatapath {
             listeners: take(&mut ebpf, names::LISTENERS)?,
             selections: take(&mut ebpf, names::SELECTIONS)?,
             outcomes: take(&mut ebpf, names::OUTCOMES)?,
+            stalls: Some(take(&mut ebpf, names::STALLS)?),
             ebpf,
             seed,
             counts_connections,
+            sees_stalls: offsets.sees_stalls(),
             settled: true,
             _pins: pins,
         })
@@ -122,6 +131,37 @@ impl KernelDatapath {
             }
         });
         Ok(())
+    }
+
+    /// Tells whenever a program has seen a worker begin or cease to be stalled; [`Datapath::load`] then says which.
+    ///
+    /// The news are not counted: one may stand for several. Can be had once; later, the channel is closed.
+    ///
+    /// # Errors
+    ///
+    /// The ring buffer of the news cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn stall_news(&mut self) -> io::Result<mpsc::Receiver<()>> {
+        let (news, receiver) = mpsc::channel(1);
+        let Some(stalls) = self.stalls.take() else { return Ok(receiver) };
+        // SAFETY: the ring buffer keeps its descriptor open and never exchanges it.
+        let stalls = unsafe { AsyncFd::register_with_interest(stalls, Interest::READABLE) };
+        let mut stalls = stalls.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            while let Ok(mut ready) = stalls.readable_mut().await {
+                while ready.get_inner_mut().next().is_some() {}
+                ready.clear_ready();
+                match news.try_send(()) {
+                    // What waits to be read stands for this one too.
+                    Ok(()) | Err(TrySendError::Full(())) => {}
+                    Err(TrySendError::Closed(())) => break,
+                }
+            }
+        });
+        Ok(receiver)
     }
 }
 
@@ -198,6 +238,10 @@ impl Datapath for KernelDatapath {
 
     fn counts_connections(&self) -> bool {
         self.counts_connections
+    }
+
+    fn sees_stalls(&self) -> bool {
+        self.sees_stalls
     }
 
     fn load(&self, slot: u16) -> SlotLoad {

@@ -3,7 +3,7 @@
 //! This is the only module that knows aya, and the only one with `unsafe`. It carries out what it is told and knows
 //! no reason for it.
 
-use std::{io, os::fd::BorrowedFd, path::PathBuf};
+use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 pub use apply::Applied;
 pub use kernel::KernelDatapath;
@@ -17,6 +17,7 @@ mod apply;
 mod fake;
 mod kernel;
 mod object;
+mod offsets;
 mod pins;
 mod requirements;
 mod tables;
@@ -34,6 +35,8 @@ pub struct Selection<'a> {
     pub hash_on: [HashOn; 2],
     /// Whether connections are refused when there are no members.
     pub refuse: bool,
+    /// After how long without an accept a worker with a queue is passed over; zero for never.
+    pub stall_after: Duration,
 }
 
 /// The load of one slot.
@@ -43,6 +46,8 @@ pub struct SlotLoad {
     pub active: u64,
     /// Selections in their handshake.
     pub pending: u64,
+    /// Whether the worker took nothing from its accept queue when the programs last looked at it.
+    pub stalled: bool,
 }
 
 /// What one slot was given.
@@ -74,6 +79,9 @@ pub trait Datapath {
 
     /// Whether open connections are counted. They are not on a kernel without BTF.
     fn counts_connections(&self) -> bool;
+
+    /// Whether a stalled worker is seen. It is not on a kernel whose BTF lacks what must be read for that.
+    fn sees_stalls(&self) -> bool;
 
     /// The load of a slot, at this moment.
     fn load(&self, slot: u16) -> SlotLoad;

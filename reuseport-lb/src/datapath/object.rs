@@ -3,14 +3,14 @@
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::Level;
 
-use super::Error;
+use super::{Error, offsets::Offsets};
 use crate::config::BpfLogLevel;
 
 /// The programs, built by `cargo xtask build-ebpf`; the build script says from where.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("REUSEPORT_LB_BPF_OBJECT_PATH"));
 
 /// Loads the maps of the object, and leaves its programs to be loaded one by one.
-pub(super) fn load(btf: Option<&Btf>, log: Option<BpfLogLevel>) -> Result<Ebpf, Error> {
+pub(super) fn load(btf: Option<&Btf>, offsets: &Offsets, log: Option<BpfLogLevel>) -> Result<Ebpf, Error> {
     // A level of zero lets the verifier cut the log statements out.
     let level = log.map_or(0, |level| match level {
         BpfLogLevel::Error => Level::Error as u8,
@@ -19,9 +19,10 @@ pub(super) fn load(btf: Option<&Btf>, log: Option<BpfLogLevel>) -> Result<Ebpf, 
         BpfLogLevel::Debug => Level::Debug as u8,
         BpfLogLevel::Trace => Level::Trace as u8,
     });
-    EbpfLoader::new()
-        .btf(btf)
-        .override_global(aya_log::LEVEL, &level, true)
-        .load(OBJECT)
-        .map_err(|error| Error::Load(Box::new(error)))
+    let mut loader = EbpfLoader::new();
+    loader.btf(btf).override_global(aya_log::LEVEL, &level, true);
+    for (name, offset) in offsets.globals() {
+        loader.override_global(name, offset, true);
+    }
+    loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))
 }

@@ -43,7 +43,7 @@ impl SharedTables {
     /// The caller must have seen to it that no program still reads the idle bank, where that matters to it: one
     /// that does may pick any slot of the old or the new tables.
     pub(super) fn commit(&mut self, selection: &Selection<'_>, seed: u64) {
-        let Selection { members, shares, ring, hash_on, refuse } = *selection;
+        let Selection { members, shares, ring, hash_on, refuse, stall_after } = *selection;
         let idle = self.active().load(Ordering::Relaxed) & 1 ^ 1;
         // SAFETY: the index is 0 or 1, within the array of banks. The arrays are written within their lengths,
         // which the slices are cut to. No reference is made to memory that programs read; what a program that is
@@ -53,6 +53,7 @@ impl SharedTables {
             (&raw mut (*bank).masks).write(hash_on.map(mask));
             (&raw mut (*bank).seed).write(seed);
             (&raw mut (*bank).refuse).write(u32::from(refuse));
+            (&raw mut (*bank).stall_after_ms).write(worker::stall_milliseconds(stall_after));
             (&raw mut (*bank).ring_len).write(fill(&raw mut (*bank).ring, ring));
             (&raw mut (*bank).shares_len).write(fill(&raw mut (*bank).shares, shares));
             let costs = (&raw mut (*bank).costs).cast::<u32>();
@@ -106,19 +107,16 @@ impl SharedLoads {
     /// The load of a slot, at this moment.
     pub(super) fn get(&self, slot: u16) -> SlotLoad {
         let slot = usize::from(slot) % MAX_WORKERS as usize;
-        // SAFETY: the slot is within the array. Programs add to the words meanwhile; each is read at once.
-        let load = unsafe {
-            let load = self.memory.as_ptr().cast::<Load>().add(slot);
-            Load {
-                active: (&raw const (*load).active).read_volatile(),
-                pending: (&raw const (*load).pending).read_volatile(),
-                pending_epoch: (&raw const (*load).pending_epoch).read_volatile(),
-                ..Load::default()
-            }
-        };
+        // SAFETY: the slot is within the array. Programs add to the words meanwhile, so these may be of different
+        // moments; all of their bits are integers.
+        let load = unsafe { self.memory.as_ptr().cast::<Load>().add(slot).read_volatile() };
         let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
         let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
-        SlotLoad { active: load.active, pending: load.pending_at(worker::epoch(now_ns)) }
+        SlotLoad {
+            active: load.active(),
+            pending: load.pending_at(worker::epoch(now_ns)),
+            stalled: load.stalled != 0,
+        }
     }
 }
 

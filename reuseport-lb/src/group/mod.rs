@@ -9,7 +9,7 @@ use std::{
 };
 
 pub use words::{WEIGHT_RANGE, WorkerId, WorkerState};
-pub use worker::{Process, Wish, Worker};
+pub use worker::{Process, Stalls, Wish, Worker};
 
 use crate::{
     plan::State,
@@ -64,15 +64,27 @@ pub enum Refusal {
 pub struct Group {
     policy: Policy,
     hash_on: [HashOn; 2],
+    stall_after: Duration,
     workers: BTreeMap<WorkerId, Worker>,
 }
 
+/// What was seen of a worker from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// It has no connection left, queued or open.
+    pub idle: bool,
+    /// It takes nothing from its accept queue.
+    pub stalled: bool,
+}
+
 impl Group {
-    /// A group whose workers, `0..workers`, are all to be started at `now`.
-    pub fn new(workers: u16, policy: PolicySpec, now: Instant) -> Self {
+    /// A group whose workers, `0..workers`, are all to be started at `now`. A worker that takes nothing from its accept
+    /// queue for `stall_after` is passed over; zero turns that off.
+    pub fn new(workers: u16, policy: PolicySpec, stall_after: Duration, now: Instant) -> Self {
         let mut group = Self {
             policy: Policy::Kernel,
             hash_on: Default::default(),
+            stall_after,
             workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
         };
         group.choose(policy);
@@ -235,11 +247,13 @@ impl Group {
 
     /// Makes the transitions that are due, and says what is to be done for them.
     ///
-    /// `is_idle` tells whether a worker has no connection left, queued or open.
-    pub fn advance(&mut self, now: Instant, is_idle: impl Fn(WorkerId) -> bool) -> Vec<Action> {
+    /// `look` tells what can be seen of a worker from outside.
+    pub fn advance(&mut self, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
         let mut actions = Vec::new();
         for (id, worker) in &mut self.workers {
-            worker.idle = worker.is_draining() && is_idle(*id);
+            let Seen { idle, stalled } = look(*id);
+            worker.idle = worker.is_draining() && idle;
+            worker.set_stalled(stalled && worker.serves(), now);
             actions.extend(worker.advance(*id, now));
         }
         actions
@@ -255,7 +269,14 @@ impl Group {
         self.workers.values().any(|worker| worker.is_draining() && !worker.idle)
     }
 
+    /// Whether a worker is stalled.
+    pub fn has_stalled(&self) -> bool {
+        self.workers.values().any(|worker| worker.stalls.since.is_some())
+    }
+
     /// What the kernel's side should look like.
+    ///
+    /// A stalled worker stays a member: the programs pass it over while it lasts, and no table changes for that.
     pub fn desired(&self) -> State {
         let members = |eligible: fn(&Worker) -> bool| -> Vec<Member> {
             self.workers
@@ -276,6 +297,7 @@ impl Group {
             members: eligible,
             // The user took every worker out, and knows of it.
             refuse: self.workers.values().all(|worker| worker.wish != Wish::Serve),
+            stall_after: self.stall_after,
         }
     }
 }

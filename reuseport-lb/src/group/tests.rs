@@ -3,6 +3,12 @@ use std::time::{Duration, Instant};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+const STALL_AFTER: Duration = Duration::from_millis(50);
+
+/// A worker with connections.
+const BUSY: Seen = Seen { idle: false, stalled: false };
+/// A worker without.
+const IDLE: Seen = Seen { idle: true, stalled: false };
 
 fn policy(name: Policy) -> PolicySpec {
     PolicySpec { name, hash_on: HashOn::Flow }
@@ -10,14 +16,14 @@ fn policy(name: Policy) -> PolicySpec {
 
 /// A group of `workers` workers that all run.
 fn running(workers: u16, now: Instant) -> Group {
-    let mut group = Group::new(workers, policy(Policy::ConsistentHash), now);
-    carry_out(&mut group, now, |_| false);
+    let mut group = Group::new(workers, policy(Policy::ConsistentHash), STALL_AFTER, now);
+    carry_out(&mut group, now, |_| BUSY);
     group
 }
 
 /// Does at once what the group wants done.
-fn carry_out(group: &mut Group, now: Instant, is_idle: impl Fn(WorkerId) -> bool) -> Vec<Action> {
-    let actions = group.advance(now, is_idle);
+fn carry_out(group: &mut Group, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
+    let actions = group.advance(now, look);
     for action in &actions {
         match *action {
             Action::Open(id) => group.opened(id),
@@ -40,11 +46,11 @@ fn members(group: &Group) -> Vec<u16> {
 #[test]
 fn starts_by_opening_and_starting_each_worker() {
     let now = Instant::now();
-    let mut group = Group::new(2, policy(Policy::Hash), now);
+    let mut group = Group::new(2, policy(Policy::Hash), STALL_AFTER, now);
     assert_eq!(states(&group), [WorkerState::Starting; 2]);
     let [a, b] = [WorkerId(0), WorkerId(1)];
     assert_eq!(
-        carry_out(&mut group, now, |_| false),
+        carry_out(&mut group, now, |_| BUSY),
         [Action::Open(a), Action::Start(a), Action::Open(b), Action::Start(b)]
     );
     assert_eq!(states(&group), [WorkerState::Active; 2]);
@@ -62,7 +68,7 @@ fn a_worker_that_dies_is_passed_over_until_its_successor_runs() {
     assert!(group.desired().sockets.contains(&1), "its queue waits");
     let restart_at = group.next_deadline().unwrap();
     assert!(restart_at > now + SECOND);
-    assert_eq!(carry_out(&mut group, restart_at, |_| false), [Action::Start(WorkerId(1))]);
+    assert_eq!(carry_out(&mut group, restart_at, |_| BUSY), [Action::Start(WorkerId(1))]);
     assert_eq!(members(&group), [0, 1]);
     assert_eq!(group.worker(WorkerId(1)).unwrap().restarts, 1);
 }
@@ -86,7 +92,7 @@ fn draining_ends_when_nothing_is_left() {
     assert_eq!(members(&group), [0, 2]);
     assert!(group.is_draining());
     assert_eq!(group.worker(WorkerId(1)).unwrap().state(), WorkerState::Draining);
-    carry_out(&mut group, now, |_| true);
+    carry_out(&mut group, now, |_| IDLE);
     assert_eq!(group.worker(WorkerId(1)).unwrap().state(), WorkerState::Drained);
     assert!(!group.is_draining());
     group.undrain(WorkerId(1), now).unwrap();
@@ -99,16 +105,16 @@ fn stopping_waits_for_connections_then_terminates_then_closes() {
     let mut group = running(2, now);
     let id = WorkerId(1);
     group.drain(id, Some(SECOND), false, now).unwrap();
-    assert_eq!(carry_out(&mut group, now, |_| false), []);
-    assert_eq!(carry_out(&mut group, now, |_| true), [Action::Terminate(id)]);
+    assert_eq!(carry_out(&mut group, now, |_| BUSY), []);
+    assert_eq!(carry_out(&mut group, now, |_| IDLE), [Action::Terminate(id)]);
     assert_eq!(group.worker(id).unwrap().state(), WorkerState::Stopping);
     group.ended(id, "exited with status 0".into(), now);
-    assert_eq!(carry_out(&mut group, now, |_| true), [Action::Close(id)]);
+    assert_eq!(carry_out(&mut group, now, |_| IDLE), [Action::Close(id)]);
     let worker = group.worker(id).unwrap();
     assert_eq!((worker.state(), worker.reason.as_deref()), (WorkerState::Down, None));
     assert_eq!(group.next_deadline(), None, "it stays down");
     group.undrain(id, now).unwrap();
-    assert_eq!(carry_out(&mut group, now, |_| false), [Action::Open(id), Action::Start(id)]);
+    assert_eq!(carry_out(&mut group, now, |_| BUSY), [Action::Open(id), Action::Start(id)]);
     assert_eq!(members(&group), [0, 1]);
 }
 
@@ -119,10 +125,10 @@ fn a_worker_that_does_not_stop_is_terminated_then_killed() {
     let id = WorkerId(0);
     group.drain(id, Some(SECOND), false, now).unwrap();
     assert_eq!(group.next_deadline(), Some(now + SECOND));
-    assert_eq!(carry_out(&mut group, now + SECOND, |_| false), [Action::Terminate(id)]);
+    assert_eq!(carry_out(&mut group, now + SECOND, |_| BUSY), [Action::Terminate(id)]);
     assert_eq!(group.next_deadline(), Some(now + 2 * SECOND));
-    assert_eq!(carry_out(&mut group, now + 2 * SECOND, |_| false), [Action::Kill(id)]);
-    assert_eq!(carry_out(&mut group, now + 9 * SECOND, |_| false), [], "once is enough");
+    assert_eq!(carry_out(&mut group, now + 2 * SECOND, |_| BUSY), [Action::Kill(id)]);
+    assert_eq!(carry_out(&mut group, now + 9 * SECOND, |_| BUSY), [], "once is enough");
 }
 
 #[test]
@@ -131,10 +137,10 @@ fn a_stop_that_is_taken_back_starts_the_worker_again() {
     let mut group = running(2, now);
     let id = WorkerId(0);
     group.drain(id, Some(SECOND), false, now).unwrap();
-    carry_out(&mut group, now, |_| true);
+    carry_out(&mut group, now, |_| IDLE);
     group.undrain(id, now).unwrap();
     group.ended(id, String::new(), now);
-    assert_eq!(carry_out(&mut group, now, |_| false), [Action::Start(id)]);
+    assert_eq!(carry_out(&mut group, now, |_| BUSY), [Action::Start(id)]);
 }
 
 #[test]
@@ -188,13 +194,30 @@ fn shutting_down_ends_with_nothing_left() {
     group.shut_down(SECOND, now);
     assert!(group.desired().refuse);
     assert_eq!(
-        carry_out(&mut group, now, |_| false),
+        carry_out(&mut group, now, |_| BUSY),
         [Action::Terminate(WorkerId(0)), Action::Terminate(WorkerId(1))]
     );
     for id in [WorkerId(0), WorkerId(1)] {
         group.ended(id, String::new(), now);
     }
     assert!(!group.is_gone());
-    carry_out(&mut group, now, |_| false);
+    carry_out(&mut group, now, |_| BUSY);
     assert!(group.is_gone());
+}
+
+#[test]
+fn a_stalled_worker_stays_a_member_and_its_stall_is_counted() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    let before = group.desired();
+    let look = |id| Seen { idle: false, stalled: id == WorkerId(1) };
+    carry_out(&mut group, now, look);
+    carry_out(&mut group, now + SECOND, look);
+    assert_eq!(states(&group), [WorkerState::Active, WorkerState::Stalled]);
+    assert!(group.has_stalled());
+    assert_eq!(group.desired(), before);
+    carry_out(&mut group, now + 2 * SECOND, |_| BUSY);
+    let stalls = group.worker(WorkerId(1)).unwrap().stalls;
+    assert_eq!(stalls, Stalls { count: 1, total: 2 * SECOND, since: None });
+    assert_eq!(states(&group), [WorkerState::Active; 2]);
 }

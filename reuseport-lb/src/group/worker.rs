@@ -44,6 +44,17 @@ pub enum Process {
     },
 }
 
+/// The stalls of a worker since it was added to the group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// How often it began to be stalled.
+    pub count: u64,
+    /// How long it was stalled, without the present stall.
+    pub total: Duration,
+    /// Since when it is stalled now.
+    pub since: Option<Instant>,
+}
+
 /// One worker.
 #[derive(Clone, Debug)]
 pub struct Worker {
@@ -59,6 +70,8 @@ pub struct Worker {
     pub restarts: u64,
     /// Why its last process ended, unless the user wanted that.
     pub reason: Option<String>,
+    /// When it took nothing from its accept queue.
+    pub stalls: Stalls,
     /// Whether it has nothing left to do, while it drains.
     pub(super) idle: bool,
     backoff: Backoff,
@@ -75,6 +88,7 @@ impl Worker {
             open: false,
             restarts: 0,
             reason: None,
+            stalls: Stalls::default(),
             idle: false,
             backoff: Backoff::new(),
             ever_started: false,
@@ -87,6 +101,7 @@ impl Worker {
             (Process::Down { .. }, _) if !self.ever_started && self.reason.is_none() => WorkerState::Starting,
             (Process::Down { .. }, _) => WorkerState::Down,
             (Process::Stopping { .. }, _) => WorkerState::Stopping,
+            (Process::Running { .. }, Wish::Serve) if self.stalls.since.is_some() => WorkerState::Stalled,
             (Process::Running { .. }, Wish::Serve) => WorkerState::Active,
             (Process::Running { .. }, _) if self.idle => WorkerState::Drained,
             (Process::Running { .. }, _) => WorkerState::Draining,
@@ -112,6 +127,21 @@ impl Worker {
 
     const fn is_to_stop(&self) -> bool {
         matches!(self.wish, Wish::Stop { .. })
+    }
+
+    pub(super) fn set_stalled(&mut self, stalled: bool, now: Instant) {
+        let Stalls { count, total, since } = &mut self.stalls;
+        match since {
+            None if stalled => {
+                *count += 1;
+                *since = Some(now);
+            }
+            Some(begun) if !stalled => {
+                *total += now.saturating_duration_since(*begun);
+                *since = None;
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn started(&mut self, pid: u32, now: Instant) {

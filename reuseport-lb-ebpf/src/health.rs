@@ -1,0 +1,156 @@
+//! Whether a worker takes the connections that it is given.
+//!
+//! The accept queue tells, and it can be read in the kernel at the moment of the choice. What was established less
+//! what waits is what the worker has accepted: while that stands still and connections wait, the worker is stalled.
+
+use crate::worker::Load;
+
+/// The part of the stall time after which the accept queue of a worker is looked at again, as a shift: a quarter.
+///
+/// Looking costs three reads of kernel memory, about as much as the whole selection, so it is not done each time. A
+/// stall is then seen after 1 to 1.25 times the stall time, and its end within a quarter of it.
+const CHECK_SHIFT: u32 = 2;
+
+/// An accept queue at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// How many connections wait.
+    pub depth: u32,
+    /// How many may wait: at more, the kernel drops handshakes.
+    pub backlog: u32,
+}
+
+/// What a look at the accept queue says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The new [`Load::accepted`].
+    pub accepted: u64,
+    /// The new [`Load::progress_at_ms`].
+    pub progress_at_ms: u32,
+    /// The new [`Load::stalled`], as a truth value.
+    pub stalled: bool,
+    /// Whether one more connection would find the queue full.
+    pub full: bool,
+}
+
+/// Whether the accept queue must be looked at before the worker is chosen: the last look is too old, or the queue
+/// may have filled since.
+#[inline(always)]
+pub const fn is_due(load: &Load, pending: u64, now_ms: u32, stall_after_ms: u32) -> bool {
+    // Nobody can have left the queue twice, so no more than this can wait in it now.
+    let at_most = load.established.saturating_sub(load.accepted).saturating_add(pending);
+    now_ms.wrapping_sub(load.checked_at_ms) > stall_after_ms >> CHECK_SHIFT || at_most > load.backlog as u64
+}
+
+/// Judges a worker by its accept queue.
+#[inline(always)]
+pub const fn judge(load: &Load, queue: Queue, pending: u64, now_ms: u32, stall_after_ms: u32) -> Verdict {
+    let accepted = load.established.saturating_sub(queue.depth as u64);
+    let first_look = load.checked_at_ms == 0;
+    // A connection joins the queue a moment before it is counted as established, so `accepted` may seem to go back
+    // by one; only going on is progress.
+    let progress = first_look || queue.depth == 0 || accepted > load.accepted;
+    let progress_at_ms = if progress { now_ms } else { load.progress_at_ms };
+    Verdict {
+        accepted: if accepted > load.accepted { accepted } else { load.accepted },
+        progress_at_ms,
+        stalled: now_ms.wrapping_sub(progress_at_ms) >= stall_after_ms,
+        full: queue.depth as u64 + pending > queue.backlog as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL_AFTER_MS: u32 = 50;
+    const BACKLOG: u32 = 128;
+
+    /// A worker whose queue is looked at from time to time.
+    struct Observed(Load);
+
+    impl Observed {
+        fn new() -> Self {
+            Self(Load { backlog: BACKLOG, ..Load::default() })
+        }
+
+        /// After `established` connections altogether, `depth` of them wait.
+        fn look(&mut self, now_ms: u32, established: u64, depth: u32) -> Verdict {
+            self.0.established = established;
+            let verdict = judge(&self.0, Queue { depth, backlog: BACKLOG }, 0, now_ms, STALL_AFTER_MS);
+            self.0.accepted = verdict.accepted;
+            self.0.progress_at_ms = verdict.progress_at_ms;
+            self.0.checked_at_ms = now_ms;
+            self.0.stalled = verdict.stalled.into();
+            verdict
+        }
+    }
+
+    #[test]
+    fn a_worker_that_takes_nothing_is_stalled_after_the_stall_time() {
+        let mut worker = Observed::new();
+        assert!(!worker.look(1_000, 10, 0).stalled);
+        assert!(!worker.look(1_020, 11, 1).stalled);
+        assert!(!worker.look(1_049, 12, 2).stalled);
+        assert!(worker.look(1_050, 13, 3).stalled);
+        assert!(worker.look(2_000, 13, 3).stalled);
+    }
+
+    #[test]
+    fn one_accept_is_the_end_of_a_stall() {
+        let mut worker = Observed::new();
+        worker.look(1_000, 10, 0);
+        assert!(worker.look(1_100, 20, 10).stalled);
+        assert!(!worker.look(1_110, 20, 9).stalled);
+    }
+
+    #[test]
+    fn idleness_is_no_stall() {
+        let mut worker = Observed::new();
+        worker.look(1_000, 10, 0);
+        assert!(!worker.look(90_000, 10, 0).stalled);
+        assert!(!worker.look(90_010, 11, 1).stalled);
+    }
+
+    #[test]
+    fn a_busy_worker_with_a_long_queue_is_not_stalled() {
+        let mut worker = Observed::new();
+        for step in 0..100 {
+            assert!(!worker.look(1_000 + step * 40, 100 + u64::from(step), 50).stalled);
+        }
+    }
+
+    #[test]
+    fn the_first_look_starts_the_clock() {
+        assert!(!Observed::new().look(90_000, 5, 5).stalled);
+    }
+
+    #[test]
+    fn a_count_that_seems_to_go_back_is_no_progress() {
+        let mut worker = Observed::new();
+        worker.look(1_000, 10, 0);
+        worker.look(1_020, 20, 10);
+        assert!(!worker.look(1_040, 20, 11).stalled);
+        assert!(worker.look(1_060, 21, 11).stalled);
+    }
+
+    #[test]
+    fn a_queue_is_full_when_the_kernel_would_drop() {
+        let judge = |depth, pending| {
+            judge(&Load::default(), Queue { depth, backlog: 128 }, pending, 1, STALL_AFTER_MS).full
+        };
+        assert!(!judge(128, 0));
+        assert!(judge(129, 0));
+        assert!(judge(100, 29));
+    }
+
+    #[test]
+    fn a_look_is_due_when_the_last_is_old_or_the_queue_may_be_full() {
+        let load =
+            Load { established: 100, accepted: 90, checked_at_ms: 1_000, backlog: 20, ..Load::default() };
+        assert!(!is_due(&load, 0, 1_012, STALL_AFTER_MS));
+        assert!(is_due(&load, 0, 1_013, STALL_AFTER_MS));
+        assert!(!is_due(&load, 10, 1_000, STALL_AFTER_MS));
+        assert!(is_due(&load, 11, 1_000, STALL_AFTER_MS));
+    }
+}
