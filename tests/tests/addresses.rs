@@ -83,6 +83,23 @@ fn open_connections_are_counted_over_both_families() {
     });
 }
 
+/// A handshake ceases to be pending when it ends, and not only once it has aged: the daemon's socket, that of the
+/// handshake and that of the connection know different addresses, and must agree on what the handshake is.
+#[test]
+fn what_is_established_is_not_pending() {
+    in_netns(async |netns| {
+        for (listen, ip) in [("0.0.0.0:8080", "127.0.0.1"), ("[::]:8080", "127.0.0.1"), ("[::]:8080", "::1")]
+        {
+            let daemon = Launch::policy("least-loaded").listen(listen).start(&netns).await;
+            let held = hold(&Client::of(address(ip)), 20).await;
+            let group = daemon.group().await;
+            assert_eq!((group.active(), group.pending()), (vec![5; 4], vec![0; 4]), "{ip} on {listen}");
+            drop(held);
+            daemon.stop().await;
+        }
+    });
+}
+
 #[test]
 fn a_flow_has_the_same_worker_on_a_socket_for_ipv4_and_on_one_for_both() {
     in_netns(async |netns| {
