@@ -130,3 +130,26 @@ fn a_command_that_takes_its_socket_from_systemd_runs_as_a_worker() {
         daemon.stop().await;
     });
 }
+
+/// The most workers there can be, from a shell with the limit of open files that most systems give at first. What the
+/// daemon needs beyond it is not passed on.
+#[test]
+fn a_thousand_workers_from_an_ordinary_shell() {
+    in_netns(async |netns| {
+        const WORKERS: u16 = 1_024;
+        let script = "use IO::Handle; open my $s, '<&=', 3; \
+                      while (accept(my $c, $s)) { print $c `sh -c 'ulimit -Sn'`; close $c }";
+        let daemon = Launch::policy("round-robin")
+            .workers(WORKERS)
+            .wrapper(&["sh", "-c", "ulimit -Sn 1024 && exec \"$0\" \"$@\""])
+            .worker_command(&["perl", "-e", script])
+            .start(&netns)
+            .await;
+        daemon.wait("all run", GroupExt::all_active).await;
+        let mut limit = String::new();
+        let mut stream = tokio::net::TcpStream::connect(daemon.listen()).await.expect("a connection");
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut limit).await.expect("an answer");
+        assert_eq!(limit, "1024\n");
+        daemon.stop().await;
+    });
+}

@@ -15,6 +15,9 @@ pub(super) enum Hidden {
     /// Finish the hand-off of the socket, then become the worker's program
     #[command(hide = true)]
     WorkerExec {
+        /// The limit of open files
+        #[arg(long)]
+        open_files: Option<u64>,
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
         command: Vec<OsString>,
@@ -25,9 +28,9 @@ impl Hidden {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::DemoWorker => demo::main().context("the built-in worker failed"),
-            Self::WorkerExec { command } => {
+            Self::WorkerExec { open_files, command } => {
                 let (program, args) = command.split_first().context("no worker command")?;
-                let failure = worker::launcher::exec(program, args);
+                let failure = worker::launcher::exec(program, args, open_files);
                 Err(failure).with_context(|| format!("cannot start {}", program.display()))
             }
         }

@@ -24,7 +24,7 @@ use crate::{
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Action, Group, Refusal, Seen, WorkerId, WorkerState},
     policy::Policy,
-    worker::{Launch, Process},
+    worker::{Launch, Process, descriptors},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
@@ -100,6 +100,7 @@ pub struct Daemon {
     pub(super) listeners: BTreeMap<WorkerId, Listener>,
     pub(super) started: Instant,
     executable: PathBuf,
+    worker_open_files: Option<u64>,
     processes: BTreeMap<WorkerId, Orders>,
     exits: JoinSet<Exit>,
     requests: mpsc::Receiver<Request>,
@@ -140,6 +141,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
         return Err(StartError::Taken(conflict));
     }
+    let worker_open_files = descriptors::raise_limit(spec.workers);
     let mut listeners = BTreeMap::new();
     for id in (0..spec.workers).map(WorkerId) {
         let listener = Listener::open(spec.listen, spec.backlog)
@@ -167,6 +169,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         listeners,
         started: now,
         executable,
+        worker_open_files,
         processes: BTreeMap::new(),
         exits: JoinSet::new(),
         requests,
@@ -364,6 +367,7 @@ impl Daemon {
             worker: id,
             group: &self.spec.name,
             socket: listener.as_fd(),
+            open_files: self.worker_open_files,
         };
         match Process::start(&launch) {
             Ok(process) => {

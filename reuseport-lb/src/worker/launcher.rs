@@ -11,10 +11,17 @@ use std::{
     process::{self, Command},
 };
 
+use super::descriptors;
+
 /// Becomes `program` with `args`, with `LISTEN_PID` set to the present process id.
 ///
 /// Signal mask and `SIGPIPE` are put back to what a program expects. Returns only if that failed, with the reason.
-pub fn exec(program: &OsStr, args: &[OsString]) -> io::Error {
+///
+/// `open_files` is the limit of open files that the program is to have, where the daemon has raised its own.
+pub fn exec(program: &OsStr, args: &[OsString], open_files: Option<u64>) -> io::Error {
+    if let Some(Err(error)) = open_files.map(descriptors::restore_limit) {
+        return error;
+    }
     // `Command` looks the program up on PATH unless its name has a slash; the daemon gives a full path.
     Command::new(program).args(args).env("LISTEN_PID", process::id().to_string()).exec()
 }
@@ -25,7 +32,7 @@ mod tests {
 
     #[test]
     fn tells_missing_from_broken() {
-        assert_eq!(exec("/nonexistent/program".as_ref(), &[]).kind(), io::ErrorKind::NotFound);
-        assert_eq!(exec("/etc/passwd".as_ref(), &[]).kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(exec("/nonexistent/program".as_ref(), &[], None).kind(), io::ErrorKind::NotFound);
+        assert_eq!(exec("/etc/passwd".as_ref(), &[], None).kind(), io::ErrorKind::PermissionDenied);
     }
 }

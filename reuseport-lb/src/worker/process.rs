@@ -37,13 +37,15 @@ pub struct Launch<'a> {
     pub group: &'a str,
     /// Its listening socket. The caller keeps its own handle.
     pub socket: BorrowedFd<'a>,
+    /// Its limit of open files, where it is not the daemon's own; see [`descriptors`](super::descriptors).
+    pub open_files: Option<u64>,
 }
 
 /// Why a worker could not be started. No process is left behind, unless the kernel had memory for the process and then
 /// none for watching it.
 ///
-/// A program that is missing or cannot be run is not among these: the process then ends by itself with status 127 or
-/// 126, see [`launcher`](super::launcher).
+/// A program that is missing or cannot be run is not among these: the process then says so and ends with status 1,
+/// see [`launcher`](super::launcher).
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The socket could not be given to the new process.
@@ -86,14 +88,18 @@ impl Process {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn start(launch: &Launch<'_>) -> Result<Self, StartError> {
-        let Launch { executable, command, worker, group, socket } = *launch;
+        let Launch { executable, command, worker, group, socket, open_files } = *launch;
         let mapping = FdMapping {
             parent_fd: socket.try_clone_to_owned().map_err(StartError::Socket)?,
             child_fd: LISTEN_FDS_START,
         };
 
         let mut new = Command::new(executable);
-        new.arg(EXEC_COMMAND).arg("--");
+        new.arg(EXEC_COMMAND);
+        if let Some(open_files) = open_files {
+            new.arg(format!("--open-files={open_files}"));
+        }
+        new.arg("--");
         match command {
             WorkerCommand::BuiltIn => new.arg(executable).arg(DEMO_COMMAND),
             WorkerCommand::Program { program, args } => new.arg(program).args(args),

@@ -48,7 +48,14 @@ impl Stage {
     ) -> Result<Process, StartError> {
         let _entered = self.runtime.enter();
         let socket = self.listener.as_fd();
-        Process::start(&Launch { executable, command, worker: WorkerId(id), group: "default", socket })
+        Process::start(&Launch {
+            executable,
+            command,
+            worker: WorkerId(id),
+            group: "default",
+            socket,
+            open_files: None,
+        })
     }
 
     /// Starts the built-in worker.
