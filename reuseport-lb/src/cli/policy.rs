@@ -36,17 +36,13 @@ impl Policy {
         let status = client.status().await?;
         let GroupStatus { name: group, policy: present, .. } = self.group.find(&status)?;
         let (line, now) = match wanted {
-            None => (render::policy(*present), *present),
+            None => (present.to_string(), *present),
             Some(wanted) => {
                 let now = client.set_policy(Some(group), wanted).await?.policy;
                 let line = if now == *present {
-                    format!("group {group} keeps policy {}", render::policy(now))
+                    format!("group {group} keeps policy {now}")
                 } else {
-                    format!(
-                        "group {group} has policy {}, was {}",
-                        render::policy(now),
-                        render::policy(*present)
-                    )
+                    format!("group {group} has policy {now}, was {present}")
                 };
                 (line, now)
             }

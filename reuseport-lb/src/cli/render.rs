@@ -9,7 +9,6 @@ use super::env::Env;
 use crate::{
     control::{GroupStatus, Mode, Outcomes, Protocol, Stalls, WorkerStatus},
     group::{WorkerId, WorkerState},
-    policy::PolicySpec,
 };
 
 /// Prints a value as the JSON that scripts read.
@@ -24,7 +23,7 @@ pub(super) fn group(group: &GroupStatus) -> String {
     format!(
         "{name} · {listen} {} · {} · {}\n\n{}\n\n{}\n",
         protocol_word(*protocol),
-        self::policy(*policy),
+        policy,
         mode_word(*mode),
         worker_table(workers),
         self::outcomes(outcomes),
@@ -85,11 +84,6 @@ fn outcomes(outcomes: &Outcomes) -> String {
     )
 }
 
-/// A policy, with what it hashes where it hashes.
-pub(super) fn policy(PolicySpec { name, hash_on }: PolicySpec) -> String {
-    if name.hashes() { format!("{name} on {hash_on}") } else { name.to_string() }
-}
-
 /// A worker's state in one line, with the connections that it still has while it is on its way out.
 pub(super) fn worker(worker: &WorkerStatus) -> String {
     let WorkerStatus { id, state, reason, .. } = worker;
@@ -140,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         control::testing,
-        policy::{HashOn, Policy},
+        policy::{HashOn, Policy, PolicySpec},
     };
 
     #[test]
@@ -170,7 +164,7 @@ outcomes: 30 selected, 0 retried, 0 fallback, 0 dropped, 0 migrated, 0 stray
 
     #[test]
     fn a_policy_says_what_it_hashes_where_it_hashes() {
-        let render = |name, hash_on| policy(PolicySpec { name, hash_on });
+        let render = |name, hash_on| PolicySpec { name, hash_on }.to_string();
         assert_eq!(render(Policy::Hash, HashOn::Source), "hash on source");
         assert_eq!(render(Policy::Random, HashOn::Source), "random");
     }

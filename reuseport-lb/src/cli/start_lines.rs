@@ -30,7 +30,7 @@ impl Display for StartLines<'_> {
         let GroupSpec { name, listen, workers, policy, command, .. } = self.spec;
         let ids = render::id_ranges((0..*workers).map(WorkerId));
         writeln!(f, "listening   {listen} (tcp, group {name})")?;
-        writeln!(f, "policy      {}", render::policy(*policy))?;
+        writeln!(f, "policy      {policy}")?;
         match command {
             WorkerCommand::BuiltIn => writeln!(f, "workers     {workers} built-in: {ids}")?,
             WorkerCommand::Program { program, args } => {

@@ -2,7 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use owner::{Daemon, Options, StartError, check, start};
+pub use owner::Daemon;
+pub use start::{Options, StartError, check, start};
 
 use crate::{
     control::{DrainRequest, GroupStatus, Status, WorkerStatus},
@@ -13,6 +14,7 @@ use crate::{
 mod listener;
 mod owner;
 mod process;
+mod start;
 mod status;
 
 /// What may be asked of the daemon, each with the channel for its answer.

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     os::fd::AsFd as _,
     path::PathBuf,
     time::{Duration, Instant},
@@ -12,19 +11,19 @@ use std::{
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    GroupName, Handle, Reply, Request, RequestError,
+    GroupName, Reply, Request, RequestError,
     listener::Listener,
     process::{self, Exit, Order, Orders},
+    start::explain,
 };
 use crate::{
-    adopt,
     chain::chain,
-    config::{BpfLogLevel, GroupSpec},
+    config::GroupSpec,
     control::DrainRequest,
-    datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
+    datapath::{self, Applied, Datapath as _, KernelDatapath},
     group::{Action, Group, Refusal, Seen, WorkerId, WorkerState},
-    policy::Policy,
-    worker::{Launch, Process, descriptors},
+    policy::PolicySpec,
+    worker::{Launch, Process},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
@@ -37,61 +36,6 @@ const STALL_POLL: Duration = Duration::from_millis(100);
 /// How long a worker that is stopped may take when the request does not say.
 const DEFAULT_STOP: Duration = Duration::from_secs(30);
 
-/// What the daemon is started with.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The group.
-    pub spec: GroupSpec,
-    /// The folder for pins, on a BPF file system. Each group has a folder of its own in it.
-    pub pin_dir: PathBuf,
-    /// What the BPF programs log, through the `log` facade; none costs nothing.
-    pub bpf_log: Option<BpfLogLevel>,
-    /// This program's own file, to start workers with.
-    pub executable: PathBuf,
-}
-
-/// Why the daemon did not start. Nothing is left behind.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The kernel or the process lacks something essential.
-    #[error("{0}")]
-    Missing(Missing),
-    /// Somebody else listens there.
-    #[error("{0}; stop it, or choose another address with --listen")]
-    Taken(adopt::Conflict),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", explain(.source))]
-    Listen {
-        /// The address.
-        address: std::net::SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The sockets of the host could not be listed.
-    #[error("cannot list the listening sockets")]
-    Sockets(#[source] io::Error),
-    /// The kernel refused a part of the datapath.
-    #[error("cannot set up the datapath")]
-    Datapath(#[from] datapath::Error),
-    /// What the programs tell could not be read.
-    #[error("cannot read the news of the BPF programs")]
-    Log(#[source] io::Error),
-}
-
-/// What went wrong with an address, in the words of somebody who chose it.
-fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrNotAvailable => {
-            "this host has no such address; `ip address` lists those it has".into()
-        }
-        io::ErrorKind::AddrInUse => "the address is in use; `ss -ltnp` shows by whom".into(),
-        io::ErrorKind::PermissionDenied => {
-            "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE, run it as root (sudo)".into()
-        }
-        _ => error.to_string(),
-    }
-}
-
 /// The daemon, with everything it owns.
 pub struct Daemon {
     pub(super) spec: GroupSpec,
@@ -99,97 +43,14 @@ pub struct Daemon {
     pub(super) applied: Applied<KernelDatapath>,
     pub(super) listeners: BTreeMap<WorkerId, Listener>,
     pub(super) started: Instant,
-    executable: PathBuf,
-    worker_open_files: Option<u64>,
-    processes: BTreeMap<WorkerId, Orders>,
-    exits: JoinSet<Exit>,
-    requests: mpsc::Receiver<Request>,
-    stalls: mpsc::Receiver<()>,
-    seen: BTreeMap<WorkerId, WorkerState>,
-    ending: bool,
-}
-
-/// Sees whether this process on this kernel can run a group with `policy`, and warns of what will be worse than it
-/// could be.
-///
-/// # Errors
-///
-/// [`StartError::Missing`]: it cannot.
-pub fn check(policy: Policy) -> Result<(), StartError> {
-    let missing = datapath::check_requirements();
-    let is_fatal =
-        |missing: &&Missing| missing.is_fatal() || **missing == Missing::Btf && policy.compares_loads();
-    if let Some(missing) = missing.iter().find(is_fatal) {
-        return Err(StartError::Missing(missing.clone()));
-    }
-    for missing in missing {
-        tracing::warn!("{missing}");
-    }
-    Ok(())
-}
-
-/// Makes the group, and starts its workers: when this returns, the group takes connections.
-///
-/// The caller has been through [`check`]. Must be called on the runtime that [`Daemon::run`] will run on.
-///
-/// # Errors
-///
-/// See [`StartError`]; nothing is left behind then.
-pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
-    let Options { spec, pin_dir, bpf_log, executable } = options;
-    // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
-    if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
-        return Err(StartError::Taken(conflict));
-    }
-    let worker_open_files = descriptors::raise_limit(spec.workers);
-    let mut listeners = BTreeMap::new();
-    for id in (0..spec.workers).map(WorkerId) {
-        let listener = Listener::open(spec.listen, spec.backlog)
-            .map_err(|source| StartError::Listen { address: spec.listen, source })?;
-        listeners.insert(id, listener);
-    }
-    let pins = pin_dir.join(pin_name(&spec).map_err(StartError::Sockets)?);
-    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, bpf_log)?;
-    if bpf_log.is_some() {
-        datapath.forward_log().map_err(StartError::Log)?;
-    }
-
-    let stalls = datapath.stall_news().map_err(StartError::Log)?;
-
-    let now = Instant::now();
-    let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, now);
-    for id in listeners.keys() {
-        group.opened(*id);
-    }
-    let (handle, requests) = Handle::new();
-    let mut daemon = Daemon {
-        applied: Applied::new(datapath, spec.workers),
-        spec,
-        group,
-        listeners,
-        started: now,
-        executable,
-        worker_open_files,
-        processes: BTreeMap::new(),
-        exits: JoinSet::new(),
-        requests,
-        stalls,
-        seen: BTreeMap::new(),
-        ending: false,
-    };
-    daemon.apply()?;
-    daemon.advance();
-    Ok((daemon, handle))
-}
-
-/// A group's name among the pins: what the kernel knows it by, so that no two daemons use the same.
-fn pin_name(spec: &GroupSpec) -> io::Result<String> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let netns = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
-    // The BPF file system refuses names with dots.
-    let address = spec.listen.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    Ok(format!("tcp-{address}-{netns}"))
+    pub(super) executable: PathBuf,
+    pub(super) worker_open_files: Option<u64>,
+    pub(super) processes: BTreeMap<WorkerId, Orders>,
+    pub(super) exits: JoinSet<Exit>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) stalls: mpsc::Receiver<()>,
+    pub(super) logged: Logged,
+    pub(super) ending: bool,
 }
 
 impl Daemon {
@@ -284,14 +145,14 @@ impl Daemon {
         Ok(())
     }
 
-    fn apply(&mut self) -> Result<(), datapath::Error> {
+    pub(super) fn apply(&mut self) -> Result<(), datapath::Error> {
         let Self { applied, group, listeners, .. } = self;
         let desired = group.desired();
         applied.apply(&desired, |slot| Some(listeners.get(&WorkerId(slot))?.as_fd()))
     }
 
     /// Does what is due, until nothing is, and says what has changed.
-    fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         loop {
             let look = self.look();
             let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
@@ -399,22 +260,38 @@ impl Daemon {
         }
     }
 
-    /// One line for each worker whose state is another than the last time.
+    /// One line for each thing that is different from the last time.
     fn log_changes(&mut self) {
+        let policy = self.group.policy();
+        let before = std::mem::replace(&mut self.logged.policy, policy);
+        if before != policy {
+            tracing::info!("policy {before} -> {policy}");
+        }
         for (id, worker) in self.group.workers() {
-            let state = worker.state();
-            let Some(before) = self.seen.insert(id, state).filter(|before| *before != state) else {
+            let (state, weight) = (worker.state(), worker.weight);
+            let Some((state_before, weight_before)) = self.logged.workers.insert(id, (state, weight)) else {
                 continue;
             };
-            let load = self.applied.datapath().load(id.0);
-            tracing::info!(
-                worker = id.0,
-                pid = worker.pid(),
-                active = load.active,
-                "worker {before} -> {state}"
-            );
+            if state_before != state {
+                let load = self.applied.datapath().load(id.0);
+                tracing::info!(
+                    worker = id.0,
+                    pid = worker.pid(),
+                    active = load.active,
+                    "worker {state_before} -> {state}"
+                );
+            }
+            if weight_before != weight {
+                tracing::info!(worker = id.0, "weight {weight_before} -> {weight}");
+            }
         }
     }
+}
+
+/// What the log has said so far.
+pub(super) struct Logged {
+    pub(super) policy: PolicySpec,
+    pub(super) workers: BTreeMap<WorkerId, (WorkerState, u16)>,
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -99,6 +99,14 @@ pub struct PolicySpec {
     pub hash_on: HashOn,
 }
 
+/// Such as `consistent-hash on flow`, or `random`.
+impl std::fmt::Display for PolicySpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, hash_on } = self;
+        if name.hashes() { write!(f, "{name} on {hash_on}") } else { name.fmt(f) }
+    }
+}
+
 /// A worker that may be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
