@@ -100,13 +100,10 @@ pub const fn stall_milliseconds(stall_after: core::time::Duration) -> u32 {
 pub struct Workers {
     /// By slot.
     pub loads: [Load; MAX_WORKERS as usize],
-    /// All together: only connections and handshakes are counted in it.
-    pub total: Load,
 }
 
-assert_layout!(Workers, size: 64 * (MAX_WORKERS as usize + 1), align: 64, fields: {
+assert_layout!(Workers, size: 64 * MAX_WORKERS as usize, align: 64, fields: {
     loads: [Load; MAX_WORKERS as usize],
-    total: Load,
 });
 
 /// The connections that a worker was given; one copy a CPU, since no program reads them.

@@ -1,7 +1,7 @@
 //! Beginning and end of a daemon, as its operator sees them.
 
 use reuseport_lb::control::Status;
-use reuseport_lb_tests::{GroupExt, Launch, eventually, in_netns, run};
+use reuseport_lb_tests::{GroupExt, Launch, connections, eventually, in_netns, run};
 use rustix::process::Signal;
 
 #[test]
@@ -151,5 +151,22 @@ fn a_thousand_workers_from_an_ordinary_shell() {
         tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut limit).await.expect("an answer");
         assert_eq!(limit, "1024\n");
         daemon.stop().await;
+    });
+}
+
+#[test]
+fn the_programs_log_only_when_told_to() {
+    in_netns(async |netns| {
+        for (level, expected) in [("off", 0), ("debug", 20)] {
+            let daemon = Launch::policy("hash").arg("--bpf-log").arg(level).start(&netns).await;
+            connections(&daemon.client(), 20, 1).await.assert_nothing_failed();
+            // A line for each choice.
+            eventually("the programs' log is written", async || {
+                let lines = daemon.written("stderr").lines().filter(|line| line.contains(" DEBUG ")).count();
+                if lines == expected { Ok(()) } else { Err(format!("{lines} lines")) }
+            })
+            .await;
+            daemon.stop().await;
+        }
     });
 }
