@@ -18,6 +18,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkReuseportContext},
 };
 
+#[cfg(feature = "bench")]
+mod baseline;
 mod kernel;
 mod key;
 mod load;

@@ -27,6 +27,9 @@ pub(crate) const SELECTION: [&str; 5] = [
     "--profile=bpf",
     "--target=bpfel-unknown-none",
 ];
+/// The arguments that choose what is built for the benchmarks: the same, and programs that do nothing.
+const BENCH_SELECTION: [&str; 5] =
+    [SELECTION[0], SELECTION[1], "--features=programs,bench", SELECTION[3], SELECTION[4]];
 /// Makes `bpf-linker` keep the types: the kernel wants them for the maps, the verifier shows the source lines.
 pub(crate) const LINK_BTF: &str = "-Clink-arg=--btf";
 /// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
@@ -35,13 +38,27 @@ const SEPARATOR: &str = "\x1f";
 /// Builds the object and returns where it is. The file keeps its time stamp when nothing changed in it, so that what
 /// embeds it is not built again.
 pub(crate) fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    build_selection(workspace, toolchain, SELECTION, "programs.bpf.o")
+}
+
+/// Builds the object that the benchmarks compare with, in the same way, and returns where it is.
+pub(crate) fn build_bench(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    build_selection(workspace, toolchain, BENCH_SELECTION, "bench.bpf.o")
+}
+
+fn build_selection(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    selection: [&str; 5],
+    file: &str,
+) -> Result<PathBuf> {
     let mut cargo = toolchain.cargo("build");
-    command::succeed(configure(&mut cargo, workspace, toolchain)?)
+    command::succeed(configure(&mut cargo, workspace, toolchain, selection)?)
         .context("the BPF programs do not build")?;
 
     let folder = workspace.target.join("bpf");
     let built = folder.join(TARGET).join(PROFILE).join(PACKAGE);
-    let stripped = folder.join("programs.new");
+    let stripped = folder.join("object.new");
     match &toolchain.strip {
         Some(strip) => {
             let mut strip = Command::new(strip);
@@ -52,7 +69,7 @@ pub(crate) fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<Path
         }
     }
 
-    let object = folder.join("programs.bpf.o");
+    let object = folder.join(file);
     if fs::read(&object).ok() == Some(fs::read(&stripped).context("cannot read the object just built")?) {
         fs::remove_file(&stripped).context("cannot remove the object just built")?;
     } else {
@@ -61,16 +78,21 @@ pub(crate) fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<Path
     Ok(object)
 }
 
-/// Runs clippy on the programs, for the BPF target, and on the library part that they use.
+/// Runs clippy on all programs, those of the benchmarks too, for the BPF target, and on the library part that they use.
 pub(crate) fn clippy(workspace: &Workspace, toolchain: &Toolchain) -> Result<()> {
     let mut cargo = toolchain.cargo("clippy");
-    command::succeed(configure(&mut cargo, workspace, toolchain)?.args(["--lib", "--", "-Dwarnings"]))
+    command::succeed(configure(&mut cargo, workspace, toolchain, BENCH_SELECTION)?.args([
+        "--lib",
+        "--",
+        "-Dwarnings",
+    ]))
 }
 
 fn configure<'c>(
     cargo: &'c mut Command,
     workspace: &Workspace,
     toolchain: &Toolchain,
+    selection: [&str; 5],
 ) -> Result<&'c mut Command> {
     let mut rustflags = vec![
         LINK_BTF.to_owned(),
@@ -80,7 +102,7 @@ fn configure<'c>(
     rustflags.extend(remap_paths(workspace, toolchain)?);
     Ok(cargo
         .arg("--locked")
-        .args(SELECTION)
+        .args(selection)
         .arg("--target-dir")
         .arg(workspace.target.join("bpf"))
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join(SEPARATOR))

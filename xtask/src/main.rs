@@ -1,5 +1,6 @@
 //! The tasks of the workspace: `cargo xtask TASK`.
 
+mod bench;
 mod bpf;
 mod command;
 mod digest;
@@ -45,6 +46,12 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Build everything from source with optimisation and run the benchmarks as root.
+    Bench {
+        /// What the benchmarks get: SCENARIO, --quick, --rounds N.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check format, lints, documentation and the committed BPF object.
     Lint,
 }
@@ -75,6 +82,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Run { release, args } => run::run(&workspace, release, args),
         Task::Test { args } => test::test(&workspace, args),
+        Task::Bench { args } => bench::bench(&workspace, args),
         Task::Lint => lint::lint(&workspace),
     }
 }

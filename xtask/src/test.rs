@@ -52,9 +52,20 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
 
 /// Builds `reuseport-lb` with this BPF object in it, and returns where it is.
 pub(crate) fn build_daemon(workspace: &Workspace, object: &Path, release: bool) -> Result<PathBuf> {
+    build_binary(workspace, object, ["--package=reuseport-lb", "--bin=reuseport-lb"], release)
+}
+
+/// Builds the one binary that `selection` names, with this BPF object in it, and returns where it is.
+pub(crate) fn build_binary(
+    workspace: &Workspace,
+    object: &Path,
+    selection: [&str; 2],
+    release: bool,
+) -> Result<PathBuf> {
     let mut cargo = command::cargo();
     cargo
-        .args(["build", "--locked", "--package=reuseport-lb", "--bin=reuseport-lb"])
+        .args(["build", "--locked"])
+        .args(selection)
         .arg("--message-format=json-render-diagnostics")
         .current_dir(&workspace.root)
         .env(OBJECT_VARIABLE, object);
@@ -65,7 +76,7 @@ pub(crate) fn build_daemon(workspace: &Workspace, object: &Path, release: bool) 
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .context("cargo built reuseport-lb and did not say where it is")
+        .with_context(|| format!("cargo built {} and did not say where it is", selection.join(" ")))
 }
 
 fn chooses_packages(args: &[OsString]) -> bool {
@@ -76,7 +87,7 @@ fn chooses_packages(args: &[OsString]) -> bool {
         .any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
-fn mount_bpffs() -> Result<()> {
+pub(crate) fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let is_bpffs = |line: &str| {
         let mut fields = line.split(' ').skip(1);

@@ -1,0 +1,101 @@
+//! A group whose programs can be exchanged: the project's own, and one that does nothing.
+
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, SkReuseport},
+};
+use reuseport_lb::{
+    datapath::{Datapath as _, KernelDatapath, Selection},
+    policy::{HashOn, Member, Policy, ring::Ring, shares},
+};
+use reuseport_lb_ebpf::names::INET_SOCK_SET_STATE;
+
+use crate::traffic::{Close, Listeners};
+
+/// The selection program that does nothing.
+pub(crate) const SELECT_NOTHING: &str = "select_nothing";
+/// The tracepoint program that does nothing.
+pub(crate) const TRACK_NOTHING: &str = "track_nothing";
+
+/// Any seed will do: the ports of the clients are different each time.
+const SEED: u64 = 0x5eed_5eed_5eed_5eed;
+/// The daemon's own default, so that the price of looking at accept queues is in the figures.
+const STALL_AFTER: Duration = Duration::from_millis(50);
+
+/// A group of listening sockets, with everything loaded.
+pub(crate) struct Group {
+    listeners: Listeners,
+    datapath: KernelDatapath,
+    baseline: Ebpf,
+}
+
+impl Group {
+    /// Makes a group of `workers` sockets in the thread's network namespace, all eligible and of the same weight.
+    ///
+    /// Both tracepoint programs run from now on, and no selection program.
+    pub(crate) fn new(workers: u16, baseline: &Path) -> Result<Self> {
+        let listeners = Listeners::new(workers)?;
+
+        let pins = format!("/sys/fs/bpf/reuseport-lb-bench-{}", std::process::id());
+        let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None)?;
+        for (slot, socket) in (0..workers).zip(listeners.sockets()) {
+            datapath.insert(slot, socket.as_fd())?;
+        }
+        let members: Vec<Member> = (0..workers).map(|slot| Member { slot, weight: 1 }).collect();
+        let mut ring = Ring::new(Ring::size_for(workers));
+        ring.rebuild(&members);
+        let mut schedule = Vec::new();
+        shares::schedule(&members, &mut schedule);
+        datapath.commit(&Selection {
+            members: &members,
+            shares: &schedule,
+            ring: ring.as_slice(),
+            hash_on: [HashOn::Flow; 2],
+            refuse: false,
+            stall_after: STALL_AFTER,
+        })?;
+
+        let btf = Btf::from_sys_fs().context("the kernel's BTF")?;
+        let mut baseline = EbpfLoader::new()
+            .btf(Some(&btf))
+            .load_file(baseline)
+            .with_context(|| format!("cannot load {}", baseline.display()))?;
+        let tracker: &mut BtfTracePoint =
+            baseline.program_mut(TRACK_NOTHING).context(TRACK_NOTHING)?.try_into()?;
+        tracker.load(INET_SOCK_SET_STATE, &btf)?;
+        tracker.attach()?;
+        let selector: &mut SkReuseport =
+            baseline.program_mut(SELECT_NOTHING).context(SELECT_NOTHING)?.try_into()?;
+        selector.load()?;
+        Ok(Self { listeners, datapath, baseline })
+    }
+
+    /// Lets the program that does nothing run for the group.
+    pub(crate) fn attach_nothing(&mut self) -> Result<()> {
+        let selector: &SkReuseport =
+            self.baseline.program(SELECT_NOTHING).context(SELECT_NOTHING)?.try_into()?;
+        selector.attach(any_socket(&self.listeners)?).context(SELECT_NOTHING)
+    }
+
+    /// Lets the program of a policy run for the group.
+    pub(crate) fn attach(&mut self, policy: Policy) -> Result<()> {
+        Ok(self.datapath.attach(policy, any_socket(&self.listeners)?)?)
+    }
+
+    /// Makes, takes and closes `n` connections.
+    pub(crate) fn connections(&self, n: u32, close: Close) -> Result<()> {
+        self.listeners.connections(n, close)
+    }
+}
+
+/// A program is attached to the whole group, by any of its sockets.
+fn any_socket(listeners: &Listeners) -> Result<BorrowedFd<'_>> {
+    Ok(listeners.sockets().first().context("a group without sockets")?.as_fd())
+}

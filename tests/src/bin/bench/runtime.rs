@@ -1,0 +1,176 @@
+//! Scenario `runtime`: how long the BPF programs run.
+//!
+//! The kernel measures each run (`run_time_ns` and `run_cnt`). The measuring is part of what it measures, so the
+//! figure is what a program takes above an empty one. Both run for the same group in the same session, by turns, so
+//! that whatever slows the machine down meets both.
+
+use std::{fmt, path::Path};
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum as _;
+use comfy_table::{CellAlignment, Table, presets};
+use reuseport_lb::policy::Policy;
+use reuseport_lb_ebpf::names::TRACK_CONNECTIONS;
+use reuseport_lb_tests::Netns;
+use serde::Serialize;
+
+use crate::{
+    Options,
+    counters::{Counters, Runs},
+    group::{Group, SELECT_NOTHING, TRACK_NOTHING},
+    machine::Machine,
+    samples::Summary,
+    traffic::Close,
+};
+
+/// The sizes of the groups.
+const WORKERS: [u16; 5] = [4, 16, 64, 512, 1024];
+/// How many connections one program gets before it is the next one's turn.
+const TURN: u32 = 1000;
+
+/// The result.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    machine: Machine,
+    rounds: u32,
+    connections_per_round: u32,
+    groups: Vec<GroupReport>,
+}
+
+/// The result for one size of group.
+#[derive(Debug, Serialize)]
+struct GroupReport {
+    workers: u16,
+    /// What the kernel says that an empty selection program takes.
+    empty_ns: Summary,
+    selection: Vec<PolicyReport>,
+    tracker: TrackerReport,
+}
+
+/// The selection program of one policy.
+#[derive(Debug, Serialize)]
+struct PolicyReport {
+    policy: Policy,
+    above_empty_ns: Summary,
+}
+
+/// The program that counts connections.
+#[derive(Debug, Serialize)]
+struct TrackerReport {
+    runs_per_connection: Summary,
+    /// Of all runs of a connection together, those for the client's socket included.
+    above_empty_ns_per_connection: Summary,
+}
+
+/// Measures all groups, one after the other.
+pub(crate) fn measure(options: &Options) -> Result<Report> {
+    let turns = if options.quick { 4 } else { 20 };
+    let rounds = options.rounds.get();
+    let mut groups = Vec::new();
+    for workers in WORKERS {
+        eprintln!("bench: {workers} workers");
+        groups.push(Netns::new().within(|| measure_group(workers, rounds, turns, &options.baseline))?);
+    }
+    Ok(Report { machine: Machine::here()?, rounds, connections_per_round: turns * TURN, groups })
+}
+
+fn measure_group(workers: u16, rounds: u32, turns: u32, baseline: &Path) -> Result<GroupReport> {
+    let mut group = Group::new(workers, baseline)?;
+    let counters = Counters::enable()?;
+    let policies: Vec<Policy> =
+        Policy::value_variants().iter().copied().filter(|policy| *policy != Policy::Kernel).collect();
+
+    let mut empty_ns = Vec::new();
+    let mut policies_ns = vec![Vec::new(); policies.len()];
+    let mut trackers = Vec::new();
+    for _ in 0..rounds {
+        let mut nothing = Runs::default();
+        let mut totals = vec![Runs::default(); policies.len()];
+        for _ in 0..turns {
+            group.attach_nothing()?;
+            nothing += turn(&group, &counters, SELECT_NOTHING)?;
+            for (policy, total) in policies.iter().zip(&mut totals) {
+                group.attach(*policy)?;
+                *total += turn(&group, &counters, &program_of(*policy))?;
+            }
+        }
+        empty_ns.push(nothing.mean_ns());
+        for (total, ns) in totals.iter().zip(&mut policies_ns) {
+            ns.push(total.mean_ns() - nothing.mean_ns());
+        }
+        group.attach(Policy::ConsistentHash)?;
+        trackers.push(track(&group, &counters, turns.div_ceil(4) * TURN)?);
+    }
+    Ok(GroupReport {
+        workers,
+        empty_ns: Summary::of(empty_ns),
+        selection: policies
+            .into_iter()
+            .zip(policies_ns)
+            .map(|(policy, ns)| PolicyReport { policy, above_empty_ns: Summary::of(ns) })
+            .collect(),
+        tracker: TrackerReport {
+            runs_per_connection: Summary::of(trackers.iter().map(|(runs, _)| *runs)),
+            above_empty_ns_per_connection: Summary::of(trackers.iter().map(|(_, ns)| *ns)),
+        },
+    })
+}
+
+/// What the selection program that is attached takes for one turn of connections.
+fn turn(group: &Group, counters: &Counters, program: &str) -> Result<Runs> {
+    let before = counters.read(program)?;
+    group.connections(TURN, Close::Reset)?;
+    let runs = counters.read(program)? - before;
+    ensure!(runs.runs == u64::from(TURN), "{program} ran {} times for {TURN} connections", runs.runs);
+    Ok(runs)
+}
+
+/// The runs of the tracker for a connection, and what they take above those of an empty one. Both run each time.
+fn track(group: &Group, counters: &Counters, connections: u32) -> Result<(f64, f64)> {
+    let read = || anyhow::Ok((counters.read(TRACK_CONNECTIONS)?, counters.read(TRACK_NOTHING)?));
+    let before = read()?;
+    group.connections(connections, Close::Orderly)?;
+    let after = read()?;
+    let (tracker, nothing) = (after.0 - before.0, after.1 - before.1);
+    let runs = tracker.runs as f64 / f64::from(connections);
+    Ok((runs, runs * (tracker.mean_ns() - nothing.mean_ns())))
+}
+
+/// The name of a policy's program.
+fn program_of(policy: Policy) -> String {
+    format!("select_{}", policy.as_str().replace('-', "_"))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { machine, rounds, connections_per_round, groups } = self;
+        writeln!(f, "{machine}")?;
+        writeln!(
+            f,
+            "median (min–max) of {rounds} rounds of {connections_per_round} connections, in ns above an empty program\n"
+        )?;
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        let mut header = vec!["workers".to_owned()];
+        header.extend(groups.iter().map(|group| group.workers.to_string()));
+        table.set_header(header);
+        let policies = groups.first().map_or(0, |group| group.selection.len());
+        for index in 0..policies {
+            let mut row = vec![groups[0].selection[index].policy.to_string()];
+            row.extend(groups.iter().map(|group| group.selection[index].above_empty_ns.to_string()));
+            table.add_row(row);
+        }
+        let mut row = |name: &str, figure: fn(&GroupReport) -> Summary| {
+            let mut row = vec![name.to_owned()];
+            row.extend(groups.iter().map(|group| figure(group).to_string()));
+            table.add_row(row);
+        };
+        row("tracker, a connection", |group| group.tracker.above_empty_ns_per_connection);
+        row("tracker's runs, a connection", |group| group.tracker.runs_per_connection);
+        row("empty program, as measured", |group| group.empty_ns);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        write!(f, "{table}")
+    }
+}
