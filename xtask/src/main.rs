@@ -3,6 +3,7 @@
 mod bpf;
 mod command;
 mod digest;
+mod docs;
 mod lint;
 mod record;
 mod run;
@@ -45,6 +46,12 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Write docs/CLI.md from the help of every command.
+    Docs {
+        /// Write nothing; fail when docs/CLI.md is not what the commands say.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check format, lints, documentation and the committed BPF object.
     Lint,
 }
@@ -75,6 +82,13 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Run { release, args } => run::run(&workspace, release, args),
         Task::Test { args } => test::test(&workspace, args),
+        Task::Docs { check } => {
+            if check {
+                docs::check(&workspace)
+            } else {
+                docs::write(&workspace)
+            }
+        }
         Task::Lint => lint::lint(&workspace),
     }
 }
