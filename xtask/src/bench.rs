@@ -21,7 +21,7 @@ pub(crate) fn bench(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
     let object = bpf::build(workspace, &toolchain)?;
     let baseline = bpf::build_bench(workspace, &toolchain)?;
     let bench =
-        test::build_binary(workspace, &object, ["--package=reuseport-lb-tests", "--bin=bench"], true)?;
+        test::build_binary(workspace, Some(&object), ["--package=reuseport-lb-tests", "--bin=bench"], true)?;
     test::mount_bpffs()?;
 
     let output = workspace.target.join("bench");

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    bpf, command, record,
+    bpf, command, docs, record,
     setup::{self, Needs},
     workspace::Workspace,
 };
@@ -32,7 +32,8 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
     ]))?;
     command::succeed(
         cargo(&["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-Dwarnings"),
-    )
+    )?;
+    docs::check(workspace)
 }
 
 /// Cargo does not say when a member forgets the workspace's lints: they are then simply off.

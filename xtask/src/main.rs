@@ -4,6 +4,7 @@ mod bench;
 mod bpf;
 mod command;
 mod digest;
+mod docs;
 mod lint;
 mod record;
 mod run;
@@ -52,6 +53,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Write docs/CLI.md from the help of every command.
+    Docs {
+        /// Write nothing; fail when docs/CLI.md is not what the commands say.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check format, lints, documentation and the committed BPF object.
     Lint,
 }
@@ -83,6 +90,13 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { release, args } => run::run(&workspace, release, args),
         Task::Test { args } => test::test(&workspace, args),
         Task::Bench { args } => bench::bench(&workspace, args),
+        Task::Docs { check } => {
+            if check {
+                docs::check(&workspace)
+            } else {
+                docs::write(&workspace)
+            }
+        }
         Task::Lint => lint::lint(&workspace),
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn run(workspace: &Workspace, release: bool, args: Vec<OsString>) -> 
     }
     let (toolchain, _) = setup::ensure(workspace, Needs::build())?;
     let object = bpf::build(workspace, &toolchain)?;
-    let daemon = test::build_daemon(workspace, &object, release)?;
+    let daemon = test::build_daemon(workspace, Some(&object), release)?;
     let error = command::as_root(&daemon)?.args(args).exec();
     Err(error).with_context(|| format!("cannot start {}", daemon.display()))
 }

@@ -30,7 +30,7 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
     }
     let (toolchain, _) = setup::ensure(workspace, Needs::test())?;
     let object = bpf::build(workspace, &toolchain)?;
-    let daemon = build_daemon(workspace, &object, false)?;
+    let daemon = build_daemon(workspace, Some(&object), false)?;
     mount_bpffs()?;
 
     let mut cargo = command::cargo();
@@ -50,15 +50,16 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
     command::succeed(cargo.args(args))
 }
 
-/// Builds `reuseport-lb` with this BPF object in it, and returns where it is.
-pub(crate) fn build_daemon(workspace: &Workspace, object: &Path, release: bool) -> Result<PathBuf> {
+/// Builds `reuseport-lb` with this BPF object in it, or else the committed one, and returns where it is.
+pub(crate) fn build_daemon(workspace: &Workspace, object: Option<&Path>, release: bool) -> Result<PathBuf> {
     build_binary(workspace, object, ["--package=reuseport-lb", "--bin=reuseport-lb"], release)
 }
 
-/// Builds the one binary that `selection` names, with this BPF object in it, and returns where it is.
+/// Builds the one binary that `selection` names, with this BPF object in it or else the committed one, and returns
+/// where it is.
 pub(crate) fn build_binary(
     workspace: &Workspace,
-    object: &Path,
+    object: Option<&Path>,
     selection: [&str; 2],
     release: bool,
 ) -> Result<PathBuf> {
@@ -67,8 +68,11 @@ pub(crate) fn build_binary(
         .args(["build", "--locked"])
         .args(selection)
         .arg("--message-format=json-render-diagnostics")
-        .current_dir(&workspace.root)
-        .env(OBJECT_VARIABLE, object);
+        .current_dir(&workspace.root);
+    match object {
+        Some(object) => cargo.env(OBJECT_VARIABLE, object),
+        None => cargo.env_remove(OBJECT_VARIABLE),
+    };
     if release {
         cargo.arg("--release");
     }

@@ -1,6 +1,6 @@
 //! The datapath of the running kernel.
 
-use std::{io, os::fd::BorrowedFd, path::Path};
+use std::{io, os::fd::BorrowedFd, path::Path, thread, time::Duration};
 
 use aya::{
     Btf, Ebpf, Pod,
@@ -12,7 +12,7 @@ use reuseport_lb_ebpf::{
     outcome::{Outcome, Outcomes},
     worker::{Owner, Selections},
 };
-use rustix::thread::MembarrierCommand;
+use rustix::{io::Errno, thread::MembarrierCommand};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc::{self, error::TrySendError},
@@ -35,6 +35,9 @@ const PROGRAMS: [(Policy, &str); 6] = [
     (Policy::RoundRobin, names::SELECT_ROUND_ROBIN),
     (Policy::Random, names::SELECT_RANDOM),
 ];
+
+/// How long to wait where the kernel cannot tell that no program runs any more: many thousand times a run.
+const NO_MEMBARRIER: Duration = Duration::from_millis(50);
 
 /// Plain integers without padding, so that any bytes make one: what aya asks of a map's value.
 #[derive(Clone, Copy)]
@@ -226,11 +229,18 @@ impl Datapath for KernelDatapath {
         Ok(())
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "where the kernel has no way to wait for what is waited for"
+    )]
     fn settle(&mut self) -> Result<(), Error> {
         if !self.settled {
             // Ends after an RCU grace period (kernel/sched/membarrier.c), and the programs run under RCU.
-            rustix::thread::membarrier(MembarrierCommand::Global)
-                .map_err(|error| Error::system("membarrier")(error.into()))?;
+            match rustix::thread::membarrier(MembarrierCommand::Global) {
+                // Kernels with `nohz_full=` have none. A run takes a microsecond, and nothing interrupts it.
+                Err(Errno::INVAL) => thread::sleep(NO_MEMBARRIER),
+                result => result.map_err(|error| Error::system("membarrier")(error.into()))?,
+            }
             self.settled = true;
         }
         Ok(())

@@ -1,0 +1,108 @@
+//! `docs/CLI.md`: what the commands say of themselves.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{test, workspace::Workspace};
+
+/// The generated page, below the workspace's root.
+const PAGE: &str = "docs/CLI.md";
+/// The width of the help, whatever terminal the task runs in.
+const COLUMNS: &str = "110";
+/// The beginning of the page.
+const HEADER: &str = "\
+# The command line
+
+Written by `cargo xtask docs` from `--help`; `cargo xtask lint` fails when it is out of date.
+Exit statuses and examples are in [OPERATIONS.md](OPERATIONS.md).
+";
+
+/// Writes the page.
+pub(crate) fn write(workspace: &Workspace) -> Result<()> {
+    fs::write(workspace.path(PAGE), page(workspace)?).with_context(|| format!("cannot write {PAGE}"))?;
+    eprintln!("xtask: wrote {PAGE}");
+    Ok(())
+}
+
+/// Fails when the page is not what [`write`] would write.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let committed =
+        fs::read_to_string(workspace.path(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
+    if committed != page(workspace)? {
+        bail!("{PAGE} is not what the commands say; run `cargo xtask docs`");
+    }
+    Ok(())
+}
+
+fn page(workspace: &Workspace) -> Result<String> {
+    // The committed object will do: no program runs for `--help`.
+    let binary = test::build_daemon(workspace, None, false)?;
+    let overview = help(&binary, None)?;
+    let mut page = HEADER.to_owned() + &section("reuseport-lb", &overview);
+    let commands = commands(&overview);
+    if commands.is_empty() {
+        bail!("`reuseport-lb --help` names no commands");
+    }
+    for command in commands {
+        page += &section(&format!("reuseport-lb {command}"), &help(&binary, Some(command))?);
+    }
+    Ok(page)
+}
+
+/// What a command prints for `--help`.
+fn help(binary: &Path, command: Option<&str>) -> Result<String> {
+    // None of its streams is a terminal, so that the width is what is set here.
+    let output = Command::new(binary)
+        .args(command)
+        .arg("--help")
+        .env("COLUMNS", COLUMNS)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    if !output.status.success() {
+        bail!("reuseport-lb {} --help: {}", command.unwrap_or_default(), output.status);
+    }
+    String::from_utf8(output.stdout).context("the help is not UTF-8")
+}
+
+/// The commands that the overview names, but for `help`, which says the same again.
+fn commands(overview: &str) -> Vec<&str> {
+    overview
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        // A description that goes on in the next line is indented further.
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect()
+}
+
+fn section(title: &str, help: &str) -> String {
+    let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+    format!("\n## {title}\n\n```text\n{}\n```\n", lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_found_in_the_overview() {
+        let overview = "About\n\nUsage: x\n\nCommands:\n  run     Start\n          it\n  status  Show\n  help    Help\n\n\
+                        Options:\n  -h  Help\n";
+        assert_eq!(commands(overview), ["run", "status"]);
+        assert!(commands("Options:\n  -h  Help\n").is_empty());
+    }
+
+    #[test]
+    fn no_line_ends_in_blanks() {
+        assert_eq!(section("x", "a  \n\n   \nb\n\n"), "\n## x\n\n```text\na\n\n\nb\n```\n");
+    }
+}
