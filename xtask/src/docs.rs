@@ -29,7 +29,7 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Fails when the page is not what [`write`] would write.
+/// Fails when the page is not what [`write()`] would write.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let committed =
         fs::read_to_string(workspace.path(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
