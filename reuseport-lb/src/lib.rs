@@ -4,12 +4,15 @@
 //! [`daemon`]; the daemon changes the [`group`], [`plan`] compares what is with what should be, and [`datapath`]
 //! makes the kernel do it. `docs/ARCHITECTURE.md` walks through it.
 
+#![deny(unsafe_code)]
+
 pub mod adopt;
 pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+#[expect(unsafe_code, reason = "shares memory with the programs; each block says why it holds")]
 pub mod datapath;
 pub mod demo;
 pub mod group;

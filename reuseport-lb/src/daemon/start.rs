@@ -8,7 +8,7 @@ use super::{Daemon, Handle, listener::Listener, owner::Logged};
 use crate::{
     adopt,
     config::{BpfLogLevel, GroupSpec},
-    datapath::{self, Applied, KernelDatapath, Missing},
+    datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Group, WorkerId},
     policy::Policy,
     worker::descriptors,
@@ -114,6 +114,9 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         datapath.forward_log().map_err(StartError::Log)?;
     }
 
+    if !spec.stall_after.is_zero() && !datapath.sees_stalls() {
+        tracing::warn!("stalled workers are not seen: the kernel's BTF does not say where accept queues are");
+    }
     let stalls = datapath.stall_news().map_err(StartError::Log)?;
 
     let now = Instant::now();
