@@ -20,8 +20,9 @@ use rustix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
-/// How many connections may wait to be accepted. Operators come one at a time, dashboards a few.
-const BACKLOG: i32 = 128;
+/// How many connections may wait to be accepted. Clients that do not block, as the usual runtimes' do not, are refused
+/// at once where there is no room, so there is more than a daemon that is busy for a moment needs.
+const BACKLOG: i32 = 1024;
 
 /// How long another daemon may hold the folder's lock. It holds it for a handful of system calls, so whoever holds
 /// it longer is no daemon of ours.
