@@ -7,7 +7,7 @@ mod runtime;
 mod samples;
 mod traffic;
 
-use std::{fs, num::NonZeroU32, path::PathBuf};
+use std::{fs, num::NonZeroU32, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
@@ -40,8 +40,17 @@ enum Scenario {
     Runtime,
 }
 
-fn main() -> Result<()> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match perform(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(options: &Options) -> Result<()> {
     // A group of 1,024 needs more open files than the usual limit.
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -49,7 +58,7 @@ fn main() -> Result<()> {
 
     let (name, json) = match options.scenario {
         Scenario::Runtime => {
-            let report = runtime::measure(&options)?;
+            let report = runtime::measure(options)?;
             println!("{report}");
             ("runtime.json", serde_json::to_string_pretty(&report)?)
         }
