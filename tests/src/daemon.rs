@@ -52,6 +52,7 @@ pub struct Launch {
     listen: SocketAddr,
     workers: u16,
     policy: String,
+    stall_after: String,
     args: Vec<OsString>,
     worker_command: Vec<OsString>,
     control: Option<PathBuf>,
@@ -65,6 +66,7 @@ impl Launch {
             listen: ([127, 0, 0, 1], 8080).into(),
             workers: 4,
             policy: policy.to_owned(),
+            stall_after: "0".to_owned(),
             args: Vec::new(),
             worker_command: Vec::new(),
             control: None,
@@ -82,9 +84,11 @@ impl Launch {
         Self { workers, ..self }
     }
 
-    /// Workers that take nothing are given connections all the same, for tests that want those to queue.
-    pub fn never_stalled(self) -> Self {
-        self.arg("--stall-after").arg("0")
+    /// Workers that take nothing for so long are passed over. Without this they are given connections all the same: a
+    /// busy machine can keep a healthy worker from running for the time that is the program's default, and most tests
+    /// are about something else.
+    pub fn stall_after(self, duration: &str) -> Self {
+        Self { stall_after: duration.to_owned(), ..self }
     }
 
     /// A further argument.
@@ -156,6 +160,7 @@ impl Launch {
         line.extend(["--listen".into(), self.listen.to_string().into()]);
         line.extend(["--workers".into(), self.workers.to_string().into()]);
         line.extend(["--policy".into(), self.policy.into()]);
+        line.extend(["--stall-after".into(), self.stall_after.into()]);
         line.extend(["--control".into(), control.clone().into()]);
         line.extend(["--pin-dir".into(), pins.clone().into()]);
         line.extend(self.args);

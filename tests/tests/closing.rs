@@ -14,7 +14,7 @@ const QUEUED: usize = 100;
 /// Queues the connections on one worker, closes its listener under `policy`, and gives the connections that each
 /// worker has then.
 async fn close_a_full_queue(policy: &str, netns: &Arc<Netns>) -> Vec<u64> {
-    let daemon = Launch::policy("consistent-hash").workers(WORKERS).never_stalled().start(netns).await;
+    let daemon = Launch::policy("consistent-hash").workers(WORKERS).start(netns).await;
     let client = daemon.client();
     let mut sources = sources_reaching(&client, CLOSED, QUEUED + 1).await;
     daemon.idle().await;

@@ -15,7 +15,7 @@ fn the_queue_of_a_killed_worker_is_served_by_its_successor() {
         const HELD: usize = 5;
         const QUEUED: usize = 20;
         const LOAD: usize = 16;
-        let daemon = Launch::policy("consistent-hash").never_stalled().start(&netns).await;
+        let daemon = Launch::policy("consistent-hash").start(&netns).await;
         let client = daemon.client();
         let sources = sources_reaching(&client, KILLED, HELD + QUEUED).await;
         let (for_held, for_queued) = sources.split_at(HELD);

@@ -42,7 +42,7 @@ fn a_thousand_held_connections_are_spread_evenly() {
 
 /// Four workers with ten connections each.
 async fn forty_connections(netns: &Arc<Netns>) -> (Daemon, Vec<(Connection, u16)>) {
-    let daemon = Launch::policy("least-loaded").workers(4).never_stalled().start(netns).await;
+    let daemon = Launch::policy("least-loaded").workers(4).start(netns).await;
     let held = hold(&daemon.client(), 40).await;
     daemon.wait("all are counted", |group| group.active() == [10; 4]).await;
     (daemon, held)

@@ -8,7 +8,7 @@ use reuseport_lb_tests::{BpfStats, Client, Daemon, GroupExt, Launch, Netns, conn
 /// Runs the program in every way that users can bring about, and compares our sum with the kernel's count.
 async fn partition(policy: &str, netns: &Arc<Netns>) {
     let stats = BpfStats::enable();
-    let daemon = Launch::policy(policy).workers(3).never_stalled().start(netns).await;
+    let daemon = Launch::policy(policy).workers(3).start(netns).await;
     let client = daemon.client();
 
     connections(&client, 300, 8).await.assert_nothing_failed();

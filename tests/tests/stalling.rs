@@ -11,7 +11,7 @@ const IN_FLIGHT: usize = 300;
 
 fn stalled_worker_is_passed_over(policy: &'static str) {
     in_netns(async move |netns| {
-        let daemon = Launch::policy(policy).workers(WORKERS).start(&netns).await;
+        let daemon = Launch::policy(policy).workers(WORKERS).stall_after("50ms").start(&netns).await;
         let client = daemon.client();
         let sources = fixed_sources(200);
         let before = workers_of(&client, &sources).await;
@@ -73,7 +73,7 @@ fn under_round_robin() {
 #[test]
 fn when_all_are_stalled_all_are_eligible() {
     in_netns(async |netns| {
-        let daemon = Launch::policy("random").workers(2).start(&netns).await;
+        let daemon = Launch::policy("random").workers(2).stall_after("50ms").start(&netns).await;
         let client = daemon.client();
         let pids: Vec<u32> =
             daemon.group().await.workers.iter().map(|worker| worker.pid.expect("a process")).collect();
@@ -93,10 +93,11 @@ fn when_all_are_stalled_all_are_eligible() {
     });
 }
 
+/// With a longer stall time than the default: this machine may have better to do than to run a worker.
 #[test]
 fn nobody_is_stalled_by_work_alone() {
     in_netns(async |netns| {
-        let daemon = Launch::policy("hash").workers(8).start(&netns).await;
+        let daemon = Launch::policy("hash").workers(8).stall_after("500ms").start(&netns).await;
         let load = Load::start(&daemon.client(), 16);
         load.more(10_000).await;
         load.stop().await.assert_nothing_failed();
