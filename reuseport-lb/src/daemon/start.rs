@@ -37,12 +37,12 @@ pub enum StartError {
     #[error("{0}; stop it, or choose another address with --listen")]
     Taken(adopt::Conflict),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", explain(.source))]
+    #[error("cannot listen on {address}: {}", explain(.error))]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
-        /// Why.
-        source: io::Error,
+        /// Why. It is told already, so it is no source of its own.
+        error: io::Error,
     },
     /// The sockets of the host could not be listed.
     #[error("cannot list the listening sockets")]
@@ -101,13 +101,6 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
         return Err(StartError::Taken(conflict));
     }
-    let worker_open_files = descriptors::raise_limit(spec.workers);
-    let mut listeners = BTreeMap::new();
-    for id in (0..spec.workers).map(WorkerId) {
-        let listener = Listener::open(spec.listen, spec.backlog)
-            .map_err(|source| StartError::Listen { address: spec.listen, source })?;
-        listeners.insert(id, listener);
-    }
     let pins = pin_dir.join(pin_name(&spec).map_err(StartError::Sockets)?);
     let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, bpf_log)?;
     if bpf_log.is_some() {
@@ -118,6 +111,15 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         tracing::warn!("stalled workers are not seen: the kernel's BTF does not say where accept queues are");
     }
     let stalls = datapath.stall_news().map_err(StartError::Log)?;
+
+    // As late as possible: until the program is attached, the kernel picks who gets a connection.
+    let worker_open_files = descriptors::raise_limit(spec.workers);
+    let mut listeners = BTreeMap::new();
+    for id in (0..spec.workers).map(WorkerId) {
+        let listener = Listener::open(spec.listen, spec.backlog)
+            .map_err(|error| StartError::Listen { address: spec.listen, error })?;
+        listeners.insert(id, listener);
+    }
 
     let now = Instant::now();
     let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, now);
