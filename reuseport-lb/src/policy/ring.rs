@@ -105,21 +105,6 @@ impl Ring {
         }
     }
 
-    /// Goes on with a table that an earlier daemon left in the kernel, so that the next [`Ring::rebuild`] moves as
-    /// little as if that daemon had made it. Rebuild first for the members that the table was made for: this moves
-    /// nothing, and lets the ring remember the table with its set.
-    ///
-    /// `None` when it is no table of a ring: its size is none of those of [`Ring::size_for`], or a slot is out of
-    /// range.
-    pub fn take_over(slots: &[u16]) -> Option<Self> {
-        if !SIZES.contains(&slots.len()) || slots.iter().any(|slot| *slot >= NOBODY) {
-            return None;
-        }
-        let mut ring = Self::new(slots.len());
-        ring.slots.copy_from_slice(slots);
-        Some(ring)
-    }
-
     /// Makes the table that of `members`, with the fewest moves, and returns how many entries have another owner
     /// than before. The first fill counts every entry, and so does the change to no members, which leaves the table
     /// empty.

@@ -151,8 +151,8 @@ impl Process {
     }
 
     fn send(&self, send: impl FnOnce(Pid) -> rustix::io::Result<()>) -> io::Result<()> {
-        // Until somebody has waited for the process, its id stays its own, if only as a zombie's. Only `exited` and
-        // `try_exited` wait, and they need `&mut self`, so there is no race; afterwards the id may be another's.
+        // Until somebody has waited for the process, its id stays its own, if only as a zombie's. Only `exited` waits, and
+        // it needs `&mut self`, so there is no race; afterwards the id may be another's.
         if self.child.id().is_none() {
             return Ok(());
         }
@@ -171,15 +171,6 @@ impl Process {
     /// The kernel's; in particular `ECHILD` when something else has waited for the process.
     pub async fn exited(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await.map(ExitStatus::from)
-    }
-
-    /// How the worker ended, if it has, without waiting.
-    ///
-    /// # Errors
-    ///
-    /// As [`exited`](Self::exited).
-    pub fn try_exited(&mut self) -> io::Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?.map(ExitStatus::from))
     }
 }
 

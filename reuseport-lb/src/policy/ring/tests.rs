@@ -190,31 +190,6 @@ fn the_largest_group_with_weights_far_apart() {
 }
 
 #[test]
-fn a_drain_survives_the_daemon() {
-    let set = equals(7);
-    let first = filled(4_099, &set);
-    let mut ring = filled(4_099, &set);
-    ring.rebuild(&members(&without(&set, 3)));
-
-    let mut heir = Ring::take_over(ring.as_slice()).expect("a whole table");
-    assert_eq!(heir.as_slice(), ring.as_slice());
-    assert_eq!(heir.rebuild(&members(&without(&set, 3))), 0);
-    heir.rebuild(&members(&set));
-    assert_eq!(heir.as_slice(), first.as_slice());
-
-    let mut heir = Ring::take_over(ring.as_slice()).expect("a whole table");
-    assert_eq!(heir.rebuild(&[]), 4_099);
-    assert!(heir.is_empty());
-}
-
-#[test]
-fn no_table_is_taken_over_that_no_ring_made() {
-    assert!(Ring::take_over(&[]).is_none());
-    assert!(Ring::take_over(&[0; 4_098]).is_none());
-    assert!(Ring::take_over(&[1_024; 4_099]).is_none());
-}
-
-#[test]
 fn workers_that_return_in_another_order_find_nearly_all_their_clients() {
     for (count, size) in [(4, 4_099), (8, 4_099), (64, 16_411), (256, 65_537)] {
         let set = equals(count);
