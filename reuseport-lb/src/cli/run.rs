@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     net::SocketAddr,
     path::{self, Path, PathBuf},
-    thread,
+    slice, thread,
     time::Duration,
 };
 
@@ -111,20 +111,15 @@ impl Run {
         let control = path::absolute(control).context("cannot find the working folder")?;
         let executable = std::env::current_exe().context("cannot find the own program file")?;
 
-        let name = spec.name.clone();
-        let cannot_start = || format!("cannot start group {name}");
-        daemon::check(spec.policy.name).with_context(cannot_start)?;
+        daemon::check(slice::from_ref(&spec))?;
         // A signal that comes during the start waits until the daemon can clean up after itself.
         let stop = signals::stop_requests().context("cannot handle signals")?;
         // First of all, so that a second daemon is refused before it has touched anything.
         let socket = server::bind(&control)?;
         let (daemon, handle) = daemon::start(daemon::Options {
-            spec: spec.clone(),
-            pin_dir: self.pin_dir,
-            bpf_log: self.bpf_log.level(),
-            executable,
-        })
-        .with_context(cannot_start)?;
+            groups: vec![spec.clone()],
+            settings: daemon::Settings { pin_dir: self.pin_dir, bpf_log: self.bpf_log.level(), executable },
+        })?;
 
         let (end_server, server_ends) = oneshot::channel::<()>();
         let server = tokio::spawn(server::serve(socket, handle, async {

@@ -1,9 +1,12 @@
 //! The daemon: one task that owns all state; everything else talks to it by channel.
+//!
+//! [`Daemon`] is that task. It owns any number of groups, each with everything that belongs to it (`Runner`), and hands
+//! requests and events on to the one that they are about.
 
 use tokio::sync::{mpsc, oneshot};
 
 pub use owner::Daemon;
-pub use start::{Options, StartError, check, start};
+pub use start::{GroupError, Options, Settings, StartError, check, start};
 
 use crate::{
     control::{DrainRequest, GroupStatus, Status, WorkerStatus},
@@ -11,9 +14,11 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod events;
 mod listener;
 mod owner;
 mod process;
+mod runner;
 mod start;
 mod status;
 

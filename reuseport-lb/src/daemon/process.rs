@@ -1,7 +1,8 @@
 //! A task for each worker's process: it passes signals on and reports the end.
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::sync::mpsc;
 
+use super::events::{Event, Events};
 use crate::{
     group::WorkerId,
     worker::{Process, Signal},
@@ -19,19 +20,15 @@ pub(super) enum Order {
 /// The way to a process.
 pub(super) type Orders = mpsc::UnboundedSender<Order>;
 
-/// A worker whose process has ended, its process id, and how it ended.
-pub(super) type Exit = (WorkerId, u32, String);
-
-/// Watches `process` until it ends.
-pub(super) fn watch(exits: &mut JoinSet<Exit>, id: WorkerId, mut process: Process) -> Orders {
+/// Watches the process of `worker` until it ends.
+pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> Orders {
     let (orders, mut received) = mpsc::unbounded_channel();
-    exits.spawn(async move {
+    tokio::spawn(async move {
         let pid = process.pid();
-        loop {
+        let reason = loop {
             tokio::select! {
                 status = process.exited() => {
-                    let reason = status.map_or_else(|error| format!("lost: {error}"), |status| status.to_string());
-                    return (id, pid, reason);
+                    break status.map_or_else(|error| format!("lost: {error}"), |status| status.to_string());
                 }
                 Some(order) = received.recv() => {
                     let sent = match order {
@@ -39,11 +36,12 @@ pub(super) fn watch(exits: &mut JoinSet<Exit>, id: WorkerId, mut process: Proces
                         Order::Kill => process.kill(),
                     };
                     if let Err(error) = sent {
-                        tracing::error!(worker = id.0, pid, %error, "cannot signal the worker");
+                        tracing::error!(worker = worker.0, pid, %error, "cannot signal the worker");
                     }
                 }
             }
-        }
+        };
+        events.send(Event::Exited { worker, pid, reason });
     });
     orders
 }

@@ -1,24 +1,33 @@
 //! How the daemon comes to be: what it needs, and what it makes.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 
-use tokio::task::JoinSet;
-
-use super::{Daemon, Handle, listener::Listener, owner::Logged};
+use super::{
+    Daemon, Handle,
+    events::{Event, EventQueue, Events},
+    listener::Listener,
+    runner::{Logged, Runner},
+};
 use crate::{
     adopt,
     config::{BpfLogLevel, GroupSpec},
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Group, WorkerId},
-    policy::Policy,
-    worker::descriptors,
+    worker::descriptors::OpenFiles,
 };
 
 /// What the daemon is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The group.
-    pub spec: GroupSpec,
+    /// The groups. Each has a name of its own.
+    pub groups: Vec<GroupSpec>,
+    /// What holds for all of them.
+    pub settings: Settings,
+}
+
+/// What holds for all groups of a daemon.
+#[derive(Clone, Debug)]
+pub struct Settings {
     /// The folder for pins, on a BPF file system. Each group has a folder of its own in it.
     pub pin_dir: PathBuf,
     /// What the BPF programs log, through the `log` facade; none costs nothing.
@@ -29,7 +38,18 @@ pub struct Options {
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+#[error("cannot start group {group}")]
+pub struct StartError {
+    /// The first group that could not be started.
+    pub group: String,
+    /// Why.
+    #[source]
+    pub why: GroupError,
+}
+
+/// Why a group cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
     /// The kernel or the process lacks something essential.
     #[error("{0}")]
     Missing(Missing),
@@ -69,18 +89,20 @@ pub(super) fn explain(error: &io::Error) -> String {
     }
 }
 
-/// Sees whether this process on this kernel can run a group with `policy`, and warns of what will be worse than it
-/// could be.
+/// Sees whether this process on this kernel can run the groups, and warns of what will be worse than it could be.
 ///
 /// # Errors
 ///
-/// [`StartError::Missing`]: it cannot.
-pub fn check(policy: Policy) -> Result<(), StartError> {
+/// [`GroupError::Missing`]: it cannot.
+pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
     let missing = datapath::check_requirements();
-    let is_fatal =
-        |missing: &&Missing| missing.is_fatal() || **missing == Missing::Btf && policy.compares_loads();
-    if let Some(missing) = missing.iter().find(is_fatal) {
-        return Err(StartError::Missing(missing.clone()));
+    for GroupSpec { name, policy, .. } in groups {
+        let is_fatal = |missing: &&Missing| {
+            missing.is_fatal() || **missing == Missing::Btf && policy.name.compares_loads()
+        };
+        if let Some(missing) = missing.iter().find(is_fatal) {
+            return Err(StartError { group: name.clone(), why: GroupError::Missing(missing.clone()) });
+        }
     }
     for missing in missing {
         tracing::warn!("{missing}");
@@ -88,7 +110,7 @@ pub fn check(policy: Policy) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Makes the group, and starts its workers: when this returns, the group takes connections.
+/// Makes the groups, all of them or none, and starts their workers: when this returns, they take connections.
 ///
 /// The caller has been through [`check`]. Must be called on the runtime that [`Daemon::run`] will run on.
 ///
@@ -96,56 +118,84 @@ pub fn check(policy: Policy) -> Result<(), StartError> {
 ///
 /// See [`StartError`]; nothing is left behind then.
 pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
-    let Options { spec, pin_dir, bpf_log, executable } = options;
-    // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
-    if let Some(conflict) = adopt::conflicts(spec.listen).map_err(StartError::Sockets)?.into_iter().next() {
-        return Err(StartError::Taken(conflict));
+    let Options { groups: specs, settings } = options;
+    let settings = Arc::new(settings);
+    let open_files = OpenFiles::now();
+    open_files.raise(specs.iter().map(|spec| spec.workers));
+    let mut events = EventQueue::new();
+    let mut groups = BTreeMap::new();
+    for spec in specs {
+        let name = spec.name.clone();
+        let runner = Runner::start(spec, &settings, open_files, events.further_group())
+            .map_err(|why| StartError { group: name.clone(), why })?;
+        groups.insert(name, runner);
     }
-    let pins = pin_dir.join(pin_name(&spec).map_err(StartError::Sockets)?);
-    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, bpf_log)?;
-    if bpf_log.is_some() {
-        datapath.forward_log().map_err(StartError::Log)?;
-    }
+    let (handle, requests) = Handle::new();
+    let mut daemon = Daemon { groups, events, requests, started: Instant::now(), ending: false };
+    // No worker runs before all groups stand, so that there is none to end when one of them cannot be.
+    daemon.advance();
+    Ok((daemon, handle))
+}
 
+impl Runner {
+    /// Makes the group without its processes: it takes connections, and they wait for the workers that the first
+    /// [`advance`](Self::advance) starts.
+    ///
+    /// # Errors
+    ///
+    /// See [`GroupError`]; nothing is left behind then.
+    pub(super) fn start(
+        spec: GroupSpec,
+        settings: &Arc<Settings>,
+        open_files: OpenFiles,
+        events: Events,
+    ) -> Result<Self, GroupError> {
+        // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
+        if let Some(conflict) = adopt::conflicts(spec.listen).map_err(GroupError::Sockets)?.into_iter().next()
+        {
+            return Err(GroupError::Taken(conflict));
+        }
+        let datapath = load(&spec, settings, &events)?;
+
+        // As late as possible: until the program is attached, the kernel picks who gets a connection.
+        let mut listeners = BTreeMap::new();
+        for id in (0..spec.workers).map(WorkerId) {
+            let listener = Listener::open(spec.listen, spec.backlog)
+                .map_err(|error| GroupError::Listen { address: spec.listen, error })?;
+            listeners.insert(id, listener);
+        }
+        let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, Instant::now());
+        for id in listeners.keys() {
+            group.opened(*id);
+        }
+        let mut runner = Self {
+            applied: Applied::new(datapath, spec.workers),
+            settings: Arc::clone(settings),
+            open_files,
+            group,
+            listeners,
+            processes: BTreeMap::new(),
+            events,
+            logged: Logged { policy: spec.policy, workers: BTreeMap::new() },
+            spec,
+        };
+        runner.apply()?;
+        Ok(runner)
+    }
+}
+
+fn load(spec: &GroupSpec, settings: &Settings, events: &Events) -> Result<KernelDatapath, GroupError> {
+    let pins = settings.pin_dir.join(pin_name(spec).map_err(GroupError::Sockets)?);
+    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log)?;
+    if settings.bpf_log.is_some() {
+        datapath.forward_log().map_err(GroupError::Log)?;
+    }
     if !spec.stall_after.is_zero() && !datapath.sees_stalls() {
         tracing::warn!("stalled workers are not seen: the kernel's BTF does not say where accept queues are");
     }
-    let stalls = datapath.stall_news().map_err(StartError::Log)?;
-
-    // As late as possible: until the program is attached, the kernel picks who gets a connection.
-    let worker_open_files = descriptors::raise_limit(spec.workers);
-    let mut listeners = BTreeMap::new();
-    for id in (0..spec.workers).map(WorkerId) {
-        let listener = Listener::open(spec.listen, spec.backlog)
-            .map_err(|error| StartError::Listen { address: spec.listen, error })?;
-        listeners.insert(id, listener);
-    }
-
-    let now = Instant::now();
-    let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, now);
-    for id in listeners.keys() {
-        group.opened(*id);
-    }
-    let (handle, requests) = Handle::new();
-    let logged = Logged { policy: spec.policy, workers: BTreeMap::new() };
-    let mut daemon = Daemon {
-        applied: Applied::new(datapath, spec.workers),
-        spec,
-        group,
-        listeners,
-        started: now,
-        executable,
-        worker_open_files,
-        processes: BTreeMap::new(),
-        exits: JoinSet::new(),
-        requests,
-        stalls,
-        logged,
-        ending: false,
-    };
-    daemon.apply()?;
-    daemon.advance();
-    Ok((daemon, handle))
+    let events = events.clone();
+    datapath.report_stalls(move || events.send(Event::Stalls)).map_err(GroupError::Log)?;
+    Ok(datapath)
 }
 
 /// A group's name among the pins: what the kernel knows it by, so that no two daemons use the same.

@@ -4,11 +4,11 @@ use std::{collections::HashMap, io};
 
 use reuseport_lb_ebpf::outcome::{self, Outcome};
 
-use super::{Daemon, RequestError};
+use super::{RequestError, runner::Runner};
 use crate::{
     adopt,
     chain::chain,
-    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Stalls, Status, WorkerStatus},
+    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Stalls, WorkerStatus},
     datapath::{self, Datapath as _},
     group::{self, Worker, WorkerId},
 };
@@ -25,19 +25,9 @@ impl From<io::Error> for RequestError {
     }
 }
 
-impl Daemon {
-    /// Everything.
-    pub(super) fn status(&self) -> Result<Status, RequestError> {
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            groups: vec![self.group_status()?],
-        })
-    }
-
-    /// The one group there is.
-    pub(super) fn group_status(&self) -> Result<GroupStatus, RequestError> {
+impl Runner {
+    /// The group.
+    pub(super) fn status(&self) -> Result<GroupStatus, RequestError> {
         let queues = self.queues()?;
         Ok(GroupStatus {
             name: self.spec.name.clone(),

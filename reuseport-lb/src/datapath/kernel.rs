@@ -15,7 +15,7 @@ use reuseport_lb_ebpf::{
 use rustix::{io::Errno, thread::MembarrierCommand};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc::{self, error::TrySendError},
+    task::JoinSet,
 };
 
 use super::{
@@ -67,6 +67,8 @@ pub struct KernelDatapath {
     counts_connections: bool,
     sees_stalls: bool,
     settled: bool,
+    // Ended together with it, since they hold maps.
+    tasks: JoinSet<()>,
     _pins: Pins,
 }
 
@@ -109,11 +111,12 @@ impl KernelDatapath {
             counts_connections,
             sees_stalls: offsets.sees_stalls(),
             settled: true,
+            tasks: JoinSet::new(),
             _pins: pins,
         })
     }
 
-    /// Passes what the programs log on to the `log` facade, for as long as the runtime lives.
+    /// Passes what the programs log on to the `log` facade, for as long as this value lives.
     ///
     /// # Errors
     ///
@@ -127,7 +130,7 @@ impl KernelDatapath {
         // SAFETY: the logger's descriptor is that of its ring buffer, which it keeps open and never exchanges.
         let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
         let mut logger = logger.map_err(io::Error::other)?;
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             while let Ok(mut ready) = logger.readable_mut().await {
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
@@ -136,9 +139,10 @@ impl KernelDatapath {
         Ok(())
     }
 
-    /// Tells whenever a program has seen a worker begin or cease to be stalled; [`Datapath::load`] then says which.
+    /// Calls `tell` whenever a program has seen a worker begin or cease to be stalled, for as long as this value lives;
+    /// [`Datapath::load`] then says which.
     ///
-    /// The news are not counted: one may stand for several. Can be had once; later, the channel is closed.
+    /// The calls are not counted: one may stand for several news. Only the first `tell` is ever called.
     ///
     /// # Errors
     ///
@@ -147,24 +151,19 @@ impl KernelDatapath {
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
-    pub fn stall_news(&mut self) -> io::Result<mpsc::Receiver<()>> {
-        let (news, receiver) = mpsc::channel(1);
-        let Some(stalls) = self.stalls.take() else { return Ok(receiver) };
+    pub fn report_stalls(&mut self, tell: impl Fn() + Send + 'static) -> io::Result<()> {
+        let Some(stalls) = self.stalls.take() else { return Ok(()) };
         // SAFETY: the ring buffer keeps its descriptor open and never exchanges it.
         let stalls = unsafe { AsyncFd::register_with_interest(stalls, Interest::READABLE) };
         let mut stalls = stalls.map_err(io::Error::other)?;
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             while let Ok(mut ready) = stalls.readable_mut().await {
                 while ready.get_inner_mut().next().is_some() {}
                 ready.clear_ready();
-                match news.try_send(()) {
-                    // What waits to be read stands for this one too.
-                    Ok(()) | Err(TrySendError::Full(())) => {}
-                    Err(TrySendError::Closed(())) => break,
-                }
+                tell();
             }
         });
-        Ok(receiver)
+        Ok(())
     }
 }
 

@@ -2,27 +2,46 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The descriptors that the daemon needs whatever the number of workers: programs, maps, the control socket and its
-/// clients.
-const BASE: u64 = 640;
+/// The descriptors that the daemon needs whatever it runs: the control socket and its clients.
+const BASE: u64 = 560;
+
+/// The descriptors that the daemon needs for each group: programs and maps.
+const EACH_GROUP: u64 = 80;
 
 /// The descriptors that the daemon needs for each worker: its socket, its process, and both once more while it is
 /// started.
-const EACH: u64 = 4;
+const EACH_WORKER: u64 = 4;
 
-/// Raises this process's limit to what a group of `workers` needs, as far as the hard limit allows. Gives the limit
-/// that was there before, which is the workers', if it had to.
-pub fn raise_limit(workers: u16) -> Option<u64> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = BASE + EACH * u64::from(workers);
-    let before = current.filter(|current| *current < wanted)?;
-    let current = Some(maximum.map_or(wanted, |maximum| maximum.min(wanted)));
-    match setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
-        Ok(()) => Some(before),
-        Err(error) => {
-            tracing::warn!(%error, "cannot raise the limit of open files");
-            None
+/// The limit of open files that this process was started with.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFiles {
+    // None: there was no limit.
+    original: Option<u64>,
+}
+
+impl OpenFiles {
+    /// As it is now.
+    pub fn now() -> Self {
+        Self { original: getrlimit(Resource::Nofile).current }
+    }
+
+    /// Raises this process's limit to what groups of so many workers each need, as far as the hard limit allows.
+    pub fn raise(self, workers: impl IntoIterator<Item = u16>) {
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let each = |workers: u16| EACH_GROUP + EACH_WORKER * u64::from(workers);
+        let wanted = BASE + workers.into_iter().map(each).sum::<u64>();
+        if current.is_none_or(|current| current >= wanted) {
+            return;
         }
+        let current = Some(maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+    }
+
+    /// The limit that workers are to be given back, where this process has another one now.
+    pub fn for_workers(self) -> Option<u64> {
+        self.original.filter(|_| getrlimit(Resource::Nofile).current != self.original)
     }
 }
 

@@ -1,0 +1,268 @@
+//! One group with everything that it owns: it watches its processes, and keeps the kernel's side as the group wants
+//! it.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    RequestError, Settings,
+    events::{Event, Events, Key},
+    listener::Listener,
+    process::{self, Order, Orders},
+    start::explain,
+};
+use crate::{
+    chain::chain,
+    config::GroupSpec,
+    control::{DrainRequest, GroupStatus, WorkerStatus},
+    datapath::{self, Applied, Datapath as _, KernelDatapath},
+    group::{Action, Group, Refusal, Seen, WorkerId, WorkerState},
+    policy::PolicySpec,
+    worker::{Launch, Process, descriptors::OpenFiles},
+};
+
+/// How often the connections of a draining worker are looked at. It reads two words of shared memory.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// How often a stalled worker is looked at. The programs see the end of a stall by themselves, but only when there is
+/// a connection to pick a worker for.
+const STALL_POLL: Duration = Duration::from_millis(100);
+
+/// How long a worker that is stopped may take when the request does not say.
+const DEFAULT_STOP: Duration = Duration::from_secs(30);
+
+/// One group, with everything it owns.
+pub(super) struct Runner {
+    pub(super) spec: GroupSpec,
+    pub(super) settings: Arc<Settings>,
+    pub(super) open_files: OpenFiles,
+    pub(super) group: Group,
+    pub(super) applied: Applied<KernelDatapath>,
+    pub(super) listeners: BTreeMap<WorkerId, Listener>,
+    pub(super) processes: BTreeMap<WorkerId, Orders>,
+    pub(super) events: Events,
+    pub(super) logged: Logged,
+}
+
+impl Runner {
+    /// Which group's events are for it.
+    pub(super) const fn key(&self) -> Key {
+        self.events.key()
+    }
+
+    /// Whether no process runs and no socket is open any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.group.is_gone()
+    }
+
+    /// When [`advance`](Self::advance) is to be called at last, even if nothing happens.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
+        let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
+        [drain, stall, self.group.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// All workers end: within the grace period, or at once.
+    pub(super) fn end(&mut self, at_once: bool) {
+        let grace = if at_once { Duration::ZERO } else { self.spec.grace };
+        tracing::info!(group = self.spec.name, grace = %humantime::format_duration(grace), "shutting down");
+        self.group.shut_down(grace, Instant::now());
+    }
+
+    /// Another policy.
+    pub(super) fn set_policy(&mut self, policy: PolicySpec) -> Result<GroupStatus, RequestError> {
+        self.change(|group| group.set_policy(policy))?;
+        self.status()
+    }
+
+    /// No new connection for a worker.
+    pub(super) fn drain(&mut self, id: WorkerId, drain: DrainRequest) -> Result<WorkerStatus, RequestError> {
+        let DrainRequest { stop, timeout_ms, force } = drain;
+        let timeout = stop.then(|| timeout_ms.map_or(DEFAULT_STOP, Duration::from_millis));
+        self.change(|group| group.drain(id, timeout, force, Instant::now()))?;
+        // A program that runs at this moment may still pick by the old tables. The promise is that none does once the
+        // answer is there.
+        self.applied.settle()?;
+        self.worker_status(id)
+    }
+
+    /// New connections for a worker again.
+    pub(super) fn undrain(&mut self, id: WorkerId) -> Result<WorkerStatus, RequestError> {
+        self.change(|group| group.undrain(id, Instant::now()))?;
+        self.advance();
+        self.worker_status(id)
+    }
+
+    /// Another weight for a worker.
+    pub(super) fn set_weight(&mut self, id: WorkerId, weight: u16) -> Result<WorkerStatus, RequestError> {
+        self.change(|group| group.set_weight(id, weight))?;
+        self.worker_status(id)
+    }
+
+    /// Changes the group and the kernel's side, or neither.
+    fn change(&mut self, change: impl FnOnce(&mut Group) -> Result<(), Refusal>) -> Result<(), RequestError> {
+        let before = self.group.clone();
+        change(&mut self.group)?;
+        self.apply().inspect_err(|_| self.group = before)?;
+        Ok(())
+    }
+
+    pub(super) fn apply(&mut self) -> Result<(), datapath::Error> {
+        let Self { applied, group, listeners, .. } = self;
+        let desired = group.desired();
+        applied.apply(&desired, |slot| Some(listeners.get(&WorkerId(slot))?.as_fd()))
+    }
+
+    /// Takes note of what happened.
+    pub(super) fn happened(&mut self, event: Event) {
+        match event {
+            Event::Exited { worker, pid, reason } => {
+                tracing::info!(group = self.spec.name, worker = worker.0, pid, "worker process {reason}");
+                self.processes.remove(&worker);
+                self.group.ended(worker, reason, Instant::now());
+            }
+            // `advance` looks who it is.
+            Event::Stalls => {}
+        }
+    }
+
+    /// Does what is due, until nothing is, and says what has changed.
+    pub(super) fn advance(&mut self) {
+        loop {
+            let look = self.look();
+            let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
+            if let Err(error) = self.apply() {
+                let error = chain(&error);
+                tracing::error!(group = self.spec.name, error, "the datapath is not as it should be");
+            }
+            for action in &actions {
+                self.carry_out(*action);
+            }
+            if actions.is_empty() {
+                break;
+            }
+        }
+        self.log_changes();
+    }
+
+    /// What can be seen of the workers from outside.
+    fn look(&self) -> BTreeMap<WorkerId, Seen> {
+        let datapath = self.applied.datapath();
+        let mut seen: BTreeMap<WorkerId, Seen> = self
+            .group
+            .workers()
+            .map(|(id, _)| {
+                let load = datapath.load(id.0);
+                let idle = datapath.counts_connections() && load.active == 0 && load.pending == 0;
+                (id, Seen { idle, stalled: load.stalled })
+            })
+            .collect();
+        if seen.values().any(|seen| seen.stalled) {
+            // Without new connections no program looks again, and the worker may have emptied its queue meanwhile.
+            match self.queues() {
+                Ok(queues) => {
+                    for (id, seen) in &mut seen {
+                        let queue =
+                            self.listeners.get(id).and_then(|listener| queues.get(&listener.cookie()));
+                        seen.stalled &= queue.is_some_and(|queue| queue.depth > 0);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(group = self.spec.name, %error, "cannot read the accept queues");
+                }
+            }
+        }
+        seen
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        let now = Instant::now();
+        match action {
+            Action::Open(id) => match Listener::open(self.spec.listen, self.spec.backlog) {
+                Ok(listener) => {
+                    self.listeners.insert(id, listener);
+                    self.group.opened(id);
+                }
+                Err(error) => self.group.ended(id, format!("cannot listen: {}", explain(&error)), now),
+            },
+            Action::Start(id) => self.start_worker(id),
+            Action::Terminate(id) => self.order(id, Order::Terminate),
+            Action::Kill(id) => self.order(id, Order::Kill),
+            Action::Close(id) => {
+                // No table names it any more, since its worker is not eligible. Closing moves its queue, by the
+                // program, to workers that are.
+                self.listeners.remove(&id);
+                self.group.closed(id);
+            }
+        }
+    }
+
+    fn start_worker(&mut self, id: WorkerId) {
+        // Without a socket it will be tried again, together with the socket.
+        let Some(listener) = self.listeners.get(&id) else { return };
+        let launch = Launch {
+            executable: &self.settings.executable,
+            command: &self.spec.command,
+            worker: id,
+            group: &self.spec.name,
+            socket: listener.as_fd(),
+            open_files: self.open_files.for_workers(),
+        };
+        match Process::start(&launch) {
+            Ok(process) => {
+                self.group.started(id, process.pid(), Instant::now());
+                self.processes.insert(id, process::watch(self.events.clone(), id, process));
+            }
+            Err(error) => {
+                let error = chain(&error);
+                self.group.ended(id, error, Instant::now());
+            }
+        }
+    }
+
+    fn order(&mut self, id: WorkerId, order: Order) {
+        if let Some(orders) = self.processes.get(&id) {
+            // Its task has ended when the process has, and then nothing is to be ordered.
+            let _ = orders.send(order);
+        }
+    }
+
+    /// One line for each thing that is different from the last time.
+    fn log_changes(&mut self) {
+        let group = &self.spec.name;
+        let policy = self.group.policy();
+        let before = std::mem::replace(&mut self.logged.policy, policy);
+        if before != policy {
+            tracing::info!(group, "policy {before} -> {policy}");
+        }
+        for (id, worker) in self.group.workers() {
+            let (state, weight) = (worker.state(), worker.weight);
+            let Some((state_before, weight_before)) = self.logged.workers.insert(id, (state, weight)) else {
+                continue;
+            };
+            if state_before != state {
+                let load = self.applied.datapath().load(id.0);
+                tracing::info!(
+                    group,
+                    worker = id.0,
+                    pid = worker.pid(),
+                    active = load.active,
+                    "worker {state_before} -> {state}"
+                );
+            }
+            if weight_before != weight {
+                tracing::info!(group, worker = id.0, "weight {weight_before} -> {weight}");
+            }
+        }
+    }
+}
+
+/// What the log has said so far.
+pub(super) struct Logged {
+    pub(super) policy: PolicySpec,
+    pub(super) workers: BTreeMap<WorkerId, (WorkerState, u16)>,
+}
