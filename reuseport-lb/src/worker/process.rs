@@ -3,15 +3,22 @@
 use std::{
     fmt, io,
     os::{
-        fd::BorrowedFd,
-        unix::process::{CommandExt as _, ExitStatusExt as _},
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt as _,
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::process::{Pid, kill_process, kill_process_group};
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
+        pidfd_send_signal, waitid,
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
 
 pub use rustix::process::Signal;
 
@@ -41,8 +48,7 @@ pub struct Launch<'a> {
     pub open_files: Option<u64>,
 }
 
-/// Why a worker could not be started. No process is left behind, unless the kernel had memory for the process and then
-/// none for watching it.
+/// Why a worker could not be started. No process is left behind.
 ///
 /// A program that is missing or cannot be run is not among these: the process then says so and ends with status 1,
 /// see [`launcher`](super::launcher).
@@ -63,15 +69,17 @@ pub enum StartError {
 
 /// One running worker.
 ///
-/// The worker outlives this value: dropping it does not signal the process, and its zombie is taken away by the
-/// runtime when it ends.
+/// The worker outlives this value: dropping it does not signal the process. Whoever started the worker, this or an
+/// earlier daemon, makes no difference but one: only its parent learns how it ended.
 ///
-/// Tokio watches the process by a pidfd: no thread, no `SIGCHLD`. Minimum kernel version: 5.10 (`PIDFD_NONBLOCK`);
-/// before that it falls back to `SIGCHLD`.
+/// The process is known by a pidfd, so a process that gets its number later is never taken for it. Minimum kernel
+/// version: 5.4 (`P_PIDFD`).
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
-    child: tokio::process::Child,
+    handle: AsyncFd<OwnedFd>,
+    started_at: u64,
+    ended: Option<ExitStatus>,
 }
 
 impl Process {
@@ -117,16 +125,55 @@ impl Process {
             .map_err(|collision| StartError::Socket(io::Error::other(collision)))?;
 
         let spawn_error = |source| StartError::Spawn { executable: executable.to_owned(), source };
-        let child = tokio::process::Command::from(new).spawn().map_err(spawn_error)?;
-        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        // Nobody has waited for the child yet, so it has an id.
-        let pid = pid.ok_or_else(|| spawn_error(io::Error::from(io::ErrorKind::NotFound)))?;
-        Ok(Self { pid, child })
+        let mut child = new.spawn().map_err(spawn_error)?;
+        // Nobody has waited for the child yet, so the id is its own.
+        Self::open(child.id()).map_err(|error| {
+            // Nobody would see it end. It has not become the worker's program yet, or only just.
+            drop(child.kill().and_then(|()| child.wait()));
+            spawn_error(error)
+        })
+    }
+
+    /// The process with this id that began at `started_at`, as [`started_at`](Self::started_at) gives it; none when it
+    /// has ended, whoever has its id now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, such as `EMFILE`.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn find(pid: u32, started_at: u64) -> io::Result<Option<Self>> {
+        match Self::open(pid) {
+            Ok(found) => Ok((found.started_at == started_at).then_some(found)),
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open(pid: u32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid.cast_signed()).ok_or(Errno::SRCH)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty())?;
+        // With the handle open, what is read of the id is of the same process, unless that has ended since; and then
+        // the handle says so.
+        let started_at = started_at(pid)?;
+        Ok(Self { pid, handle: watch(handle)?, started_at, ended: None })
     }
 
     /// The process id. It belongs to this worker until [`exited`](Self::exited) has returned.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_pid().unsigned_abs()
+    }
+
+    /// When the process began, in clock ticks since boot: with the id, what no other process has.
+    pub const fn started_at(&self) -> u64 {
+        self.started_at
+    }
+
+    /// The pidfd, to take descriptors from the process.
+    pub fn handle(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 
     /// Sends a signal to the worker's first process. A worker that has ended is no error.
@@ -135,7 +182,7 @@ impl Process {
     ///
     /// The kernel's, such as `EPERM` when the worker has become another user.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        self.send(|pid| kill_process(pid, signal))
+        unless_gone(pidfd_send_signal(&self.handle, signal))
     }
 
     /// Kills the worker and every process that it started and that is still in its process group, at once.
@@ -147,31 +194,61 @@ impl Process {
     ///
     /// The kernel's, such as `EPERM` when all of them have become another user.
     pub fn kill(&self) -> io::Result<()> {
-        self.send(|pid| kill_process_group(pid, Signal::KILL))
-    }
-
-    fn send(&self, send: impl FnOnce(Pid) -> rustix::io::Result<()>) -> io::Result<()> {
-        // Until somebody has waited for the process, its id stays its own, if only as a zombie's. Only `exited` waits, and
-        // it needs `&mut self`, so there is no race; afterwards the id may be another's.
-        if self.child.id().is_none() {
+        // The first process by its handle: whether it still is the one that is meant. After that the id names its group.
+        // A child's id stays its own until `exited` has waited for it. Another's child is waited for by init, at once;
+        // then the id stays taken while the group has a member, and without members there is nothing to kill.
+        if self.ended.is_some() || pidfd_send_signal(&self.handle, Signal::KILL) == Err(Errno::SRCH) {
             return Ok(());
         }
-        match send(self.pid) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        unless_gone(kill_process_group(self.pid, Signal::KILL))
     }
 
-    /// Waits for the end of the worker, and takes its zombie away.
+    /// Waits for the end of the worker, and takes its zombie away where it is this process's child.
     ///
     /// Cancel-safe. Once it has returned a status, it returns the same one at once.
     ///
     /// # Errors
     ///
-    /// The kernel's; in particular `ECHILD` when something else has waited for the process.
+    /// The kernel's.
     pub async fn exited(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait().await.map(ExitStatus::from)
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
+        // A pidfd is readable once its process has ended, and stays so.
+        drop(self.handle.readable().await?);
+        let status = match waitid(WaitId::PidFd(self.handle.as_fd()), WaitIdOptions::EXITED) {
+            Ok(status) => status.map_or(ExitStatus::Unknown, |status| ExitStatus::from(&status)),
+            Err(Errno::CHILD) => ExitStatus::Unknown,
+            Err(error) => return Err(error.into()),
+        };
+        self.ended = Some(status);
+        Ok(status)
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "what it asks for instead is `unsafe`, for the sake of types that close or exchange their descriptor; an \
+              `OwnedFd` does neither"
+)]
+fn watch(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(handle, Interest::READABLE)
+}
+
+fn unless_gone(sent: rustix::io::Result<()>) -> io::Result<()> {
+    match sent {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// When a process began, in clock ticks since boot.
+fn started_at(pid: Pid) -> io::Result<u64> {
+    let stat = procfs::process::Process::new(pid.as_raw_pid()).and_then(|process| process.stat());
+    stat.map(|stat| stat.starttime).map_err(|error| match error {
+        procfs::ProcError::NotFound(_) => Errno::SRCH.into(),
+        error => io::Error::other(error),
+    })
 }
 
 /// How a worker ended.
@@ -186,6 +263,8 @@ pub enum ExitStatus {
         /// Whether it left a core dump.
         core_dumped: bool,
     },
+    /// Nobody told: an earlier daemon started it, and only a parent is told.
+    Unknown,
 }
 
 impl ExitStatus {
@@ -195,13 +274,13 @@ impl ExitStatus {
     }
 }
 
-impl From<std::process::ExitStatus> for ExitStatus {
-    fn from(status: std::process::ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
+impl From<&WaitIdStatus> for ExitStatus {
+    fn from(status: &WaitIdStatus) -> Self {
+        match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Self::Exited(code),
-            (None, Some(signal)) => Self::Killed { signal, core_dumped: status.core_dumped() },
+            (None, Some(signal)) => Self::Killed { signal, core_dumped: status.dumped() },
             // A stopped or continued process, for which nobody asked.
-            (None, None) => Self::Exited(status.into_raw()),
+            (None, None) => Self::Unknown,
         }
     }
 }
@@ -218,6 +297,7 @@ impl fmt::Display for ExitStatus {
                 }
                 if core_dumped { f.write_str(" (core dumped)") } else { Ok(()) }
             }
+            Self::Unknown => f.write_str("ended; how is not known, since an earlier daemon had started it"),
         }
     }
 }
@@ -233,6 +313,7 @@ mod tests {
         assert_eq!(killed(9, false), "killed by SIGKILL");
         assert_eq!(killed(11, true), "killed by SIGSEGV (core dumped)");
         assert_eq!(killed(40, false), "killed by signal 40");
+        assert!(ExitStatus::Unknown.to_string().starts_with("ended; "));
         assert!(ExitStatus::Exited(0).success());
         assert!(!ExitStatus::Exited(1).success());
     }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use procfs::process::{FDTarget, Process as Proc};
 use reuseport_lb::{
     config::WorkerCommand,
-    worker::{EXEC_COMMAND, ExitStatus, Signal, StartError},
+    worker::{EXEC_COMMAND, ExitStatus, Process, Signal, StartError},
 };
 use rustix::process::{Pid, test_kill_process};
 
@@ -153,26 +153,25 @@ fn killing_reaches_the_worker_s_own_children() -> Result<()> {
 }
 
 #[test]
-fn a_worker_that_is_let_go_of_runs_on_and_leaves_no_zombie() -> Result<()> {
+fn a_worker_that_is_let_go_of_runs_on_and_is_found_again() -> Result<()> {
     in_namespace(|| {
         let stage = Stage::new()?;
         let worker = stage.try_start(Path::new(EXECUTABLE), 0, &WorkerCommand::BuiltIn)?;
-        let pid = worker.pid();
+        let (pid, started_at) = (worker.pid(), worker.started_at());
         drop(worker);
         let answer = crate::http::get(stage.address, "/")?;
         assert_eq!(answer.identity()?.pid, pid);
 
-        let id = Pid::from_raw(pid.try_into()?).context("pid 0")?;
-        rustix::process::kill_process(id, Signal::KILL)?;
-        stage.runtime.block_on(async {
-            tokio::time::timeout(crate::namespace::BOUND, async {
-                while exists(pid)? {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                anyhow::Ok(())
-            })
-            .await?
-        })
+        let runtime = stage.runtime.enter();
+        assert!(Process::find(pid, started_at + 1)?.is_none(), "another process that has the id");
+        let mut found = Process::find(pid, started_at)?.context("it runs")?;
+        found.kill()?;
+        drop(runtime);
+        assert_eq!(stage.end(&mut found)?, ExitStatus::Killed { signal: 9, core_dumped: false });
+        let _runtime = stage.runtime.enter();
+        assert!(Process::find(pid, started_at)?.is_none(), "it has ended");
+        assert!(!exists(pid)?, "no zombie is left");
+        Ok(())
     })
 }
 
