@@ -3,24 +3,14 @@
 use std::io::{self, IsTerminal as _};
 
 use anyhow::{Context as _, anyhow};
-use clap::ValueEnum;
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, filter::LevelFilter, fmt::time::ChronoLocal, layer::SubscriberExt as _,
 };
 
-use crate::config::BpfLogLevel;
+use crate::config::{BpfLogLevel, flags::LogFormat};
 
 /// The target of what the BPF programs log: the crate that they are in.
 const BPF_TARGET: &str = "reuseport_lb_ebpf";
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum LogFormat {
-    /// A line for people
-    Text,
-    /// A JSON object a line
-    Json,
-}
 
 /// Sets the log up. What is logged is what `RUST_LOG` says, or else everything from level info on.
 ///

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 
 use crate::policy::PolicySpec;
 
+pub mod flags;
 pub mod values;
 
 /// The most workers that one group takes.

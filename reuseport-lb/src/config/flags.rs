@@ -1,0 +1,163 @@
+//! The settings of a group and of the daemon, as the command line has them. The keys of the configuration file are
+//! made from the same declarations.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, thread, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use super::{BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, WorkerCommand, values};
+use crate::policy::{HashOn, Policy};
+
+/// listen(2) takes an `int`.
+const MAX_BACKLOG: i64 = i32::MAX as i64;
+
+/// Where pins are when nobody says anything else.
+const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/reuseport-lb";
+
+/// The settings of one group, all but its name.
+#[derive(Clone, Debug, Args)]
+pub struct GroupFlags {
+    // Not a doc comment, to which brackets are links.
+    #[arg(long, help = "Where to listen: ADDRESS:PORT, [ADDRESS]:PORT, :PORT or PORT", value_name = "ADDRESS", default_value = "0.0.0.0:8080", value_parser = values::listen_address)]
+    listen: SocketAddr,
+    /// How many workers to start, 1 to 1,024 [default: one a CPU, two at least]
+    #[arg(long, value_name = "N", value_parser = values::workers)]
+    workers: Option<u16>,
+    /// The rule that picks the worker for a new connection
+    #[arg(long, value_enum, default_value_t = Policy::ConsistentHash)]
+    policy: Policy,
+    /// What the policy hashes [default: flow]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    hash_on: Option<HashOn>,
+    /// The seed of the flow hash; hosts with the same seed and workers pick alike
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::hash_seed)]
+    hash_seed: u64,
+    /// How long the workers may take to finish when the group ends
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    grace: Duration,
+    /// How long a worker may take nothing from a waiting queue until it is passed over; 0 turns that off
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = values::duration)]
+    stall_after: Duration,
+    /// The length of each worker's accept queue; net.core.somaxconn limits it
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_BACKLOG))]
+    backlog: u32,
+    /// What each worker runs; it gets its listening socket as file descriptor 3, as from systemd [default: a
+    /// built-in server for trying and testing]
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl GroupFlags {
+    /// The group that these settings describe.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpecError`].
+    pub fn spec(self, name: String) -> Result<GroupSpec, SpecError> {
+        let Self { listen, workers, policy, hash_on, hash_seed, grace, stall_after, backlog, command } = self;
+        Ok(GroupSpec {
+            name,
+            listen,
+            workers: workers.unwrap_or_else(default_workers),
+            policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
+            command: WorkerCommand::find(&command).map_err(SpecError::Command)?,
+            grace,
+            backlog,
+            stall_after,
+            hash_seed,
+        })
+    }
+}
+
+/// Settings that can be each by itself and make no group together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The policy does not take this `--hash-on`.
+    #[error("{0}")]
+    HashOn(values::InvalidValue),
+    /// There is no such command.
+    #[error("cannot run the worker command: {0}")]
+    Command(CommandNotFound),
+}
+
+/// One a CPU, but two at least: with one there is nothing to steer.
+fn default_workers() -> u16 {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cpus).unwrap_or(MAX_WORKERS).clamp(2, MAX_WORKERS)
+}
+
+/// The settings of the daemon itself. Each is optional, so that it is known which ones were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct DaemonFlags {
+    /// Where BPF programs and maps are pinned [default: /sys/fs/bpf/reuseport-lb]
+    #[arg(long, value_name = "PATH")]
+    pin_dir: Option<PathBuf>,
+    /// How log lines look [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// From which level on the BPF programs log [default: off]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    bpf_log: Option<BpfLog>,
+}
+
+impl DaemonFlags {
+    /// What was given, and the defaults.
+    pub fn settings(self) -> DaemonSettings {
+        let Self { pin_dir, log_format, bpf_log } = self;
+        DaemonSettings {
+            pin_dir: pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()),
+            log_format: log_format.unwrap_or(LogFormat::Text),
+            bpf_log: bpf_log.and_then(BpfLog::level),
+        }
+    }
+}
+
+/// The settings of the daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSettings {
+    /// The folder for pins, on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What the BPF programs log.
+    pub bpf_log: Option<BpfLogLevel>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+/// [`BpfLogLevel`], or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BpfLog {
+    /// Nothing, at no cost
+    Off,
+    /// What should not happen
+    Error,
+    /// What the user should know
+    Warn,
+    /// What changes
+    Info,
+    /// Each pick
+    Debug,
+    /// Each step of each pick
+    Trace,
+}
+
+impl BpfLog {
+    fn level(self) -> Option<BpfLogLevel> {
+        match self {
+            Self::Off => None,
+            Self::Error => Some(BpfLogLevel::Error),
+            Self::Warn => Some(BpfLogLevel::Warn),
+            Self::Info => Some(BpfLogLevel::Info),
+            Self::Debug => Some(BpfLogLevel::Debug),
+            Self::Trace => Some(BpfLogLevel::Trace),
+        }
+    }
+}
