@@ -18,4 +18,5 @@ pub mod demo;
 pub mod group;
 pub mod plan;
 pub mod policy;
+pub mod stats;
 pub mod worker;

@@ -32,6 +32,16 @@ pub async fn send_get<S: AsyncWrite + Unpin>(stream: &mut S, path: &str, close: 
     stream.write_all(head.as_bytes()).await
 }
 
+/// Writes a request for text of a certain type, after which the server closes.
+pub async fn send_get_accepting<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    path: &str,
+    accept: &str,
+) -> io::Result<()> {
+    let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await
+}
+
 /// Writes a request with a JSON body, after which the server closes.
 pub async fn send_json<S: AsyncWrite + Unpin>(
     stream: &mut S,

@@ -43,7 +43,8 @@ impl GroupExt for GroupStatus {
 
     fn runs(&self) -> u64 {
         // Taken apart, so that a new outcome cannot be forgotten here.
-        let Outcomes { selected, retried, fallback, dropped, migrated, stray } = self.outcomes;
+        let Outcomes { selected, retried, fallback, dropped, migrated, stray, fallback_reasons: _ } =
+            self.outcomes;
         selected + retried + fallback + dropped + migrated + stray
     }
 

@@ -1,4 +1,5 @@
-//! `docs/CLI.md`: what the commands say of themselves.
+//! The generated pages: `docs/CLI.md`, what the commands say of themselves, and `docs/METRICS.md`, the same of the
+//! metrics.
 
 use std::{
     fs,
@@ -10,64 +11,90 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{test, workspace::Workspace};
 
-/// The generated page, below the workspace's root.
-const PAGE: &str = "docs/CLI.md";
+/// The page of the commands, below the workspace's root.
+const CLI_PAGE: &str = "docs/CLI.md";
+/// The page of the metrics.
+const METRICS_PAGE: &str = "docs/METRICS.md";
 /// The width of the help, whatever terminal the task runs in.
 const COLUMNS: &str = "110";
-/// The beginning of the page.
-const HEADER: &str = "\
+/// The beginning of the page of the commands.
+const CLI_HEADER: &str = "\
 # The command line
 
 Written by `cargo xtask docs` from `--help`; `cargo xtask lint` fails when it is out of date.
 Exit statuses and examples are in [OPERATIONS.md](OPERATIONS.md).
 ";
 
-/// Writes the page.
-pub(crate) fn write(workspace: &Workspace) -> Result<()> {
-    fs::write(workspace.path(PAGE), page(workspace)?).with_context(|| format!("cannot write {PAGE}"))?;
-    eprintln!("xtask: wrote {PAGE}");
-    Ok(())
-}
+/// The beginning of the page of the metrics.
+const METRICS_HEADER: &str = "\
+# Metrics
 
-/// Fails when the page is not what [`write()`] would write.
-pub(crate) fn check(workspace: &Workspace) -> Result<()> {
-    let committed =
-        fs::read_to_string(workspace.path(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
-    if committed != page(workspace)? {
-        bail!("{PAGE} is not what the commands say; run `cargo xtask docs`");
+Written by `cargo xtask docs` from `reuseport-lb metrics --describe`; `cargo xtask lint` fails when it is out of date.
+How to read them is in [OPERATIONS.md](OPERATIONS.md#metrics).
+
+";
+
+/// Writes the pages.
+pub(crate) fn write(workspace: &Workspace) -> Result<()> {
+    for (name, page) in pages(workspace)? {
+        fs::write(workspace.path(name), page).with_context(|| format!("cannot write {name}"))?;
+        eprintln!("xtask: wrote {name}");
     }
     Ok(())
 }
 
-fn page(workspace: &Workspace) -> Result<String> {
-    // The committed object will do: no program runs for `--help`.
+/// Fails when a page is not what [`write()`] would write.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    for (name, page) in pages(workspace)? {
+        let committed =
+            fs::read_to_string(workspace.path(name)).with_context(|| format!("cannot read {name}"))?;
+        if committed != page {
+            bail!("{name} is not what the program says; run `cargo xtask docs`");
+        }
+    }
+    Ok(())
+}
+
+/// Each page with its name.
+fn pages(workspace: &Workspace) -> Result<[(&'static str, String); 2]> {
+    // The committed object will do: no BPF program runs for this.
     let binary = test::build_daemon(workspace, None, false)?;
-    let overview = help(&binary, None)?;
-    let mut page = HEADER.to_owned() + &section("reuseport-lb", &overview);
+    let metrics = METRICS_HEADER.to_owned() + &printed(&binary, &["metrics", "--describe"])?;
+    Ok([(CLI_PAGE, cli_page(&binary)?), (METRICS_PAGE, metrics)])
+}
+
+fn cli_page(binary: &Path) -> Result<String> {
+    let overview = help(binary, None)?;
+    let mut page = CLI_HEADER.to_owned() + &section("reuseport-lb", &overview);
     let commands = commands(&overview);
     if commands.is_empty() {
         bail!("`reuseport-lb --help` names no commands");
     }
     for command in commands {
-        page += &section(&format!("reuseport-lb {command}"), &help(&binary, Some(command))?);
+        page += &section(&format!("reuseport-lb {command}"), &help(binary, Some(command))?);
     }
     Ok(page)
 }
 
 /// What a command prints for `--help`.
 fn help(binary: &Path, command: Option<&str>) -> Result<String> {
+    let args: Vec<&str> = command.into_iter().chain(["--help"]).collect();
+    printed(binary, &args)
+}
+
+/// What the program prints for these arguments.
+fn printed(binary: &Path, args: &[&str]) -> Result<String> {
     // None of its streams is a terminal, so that the width is what is set here.
     let output = Command::new(binary)
-        .args(command)
-        .arg("--help")
+        .args(args)
         .env("COLUMNS", COLUMNS)
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {}", binary.display()))?;
     if !output.status.success() {
-        bail!("reuseport-lb {} --help: {}", command.unwrap_or_default(), output.status);
+        bail!("reuseport-lb {}: {}", args.join(" "), output.status);
     }
-    String::from_utf8(output.stdout).context("the help is not UTF-8")
+    String::from_utf8(output.stdout).context("what the program prints is not UTF-8")
 }
 
 /// The commands that the overview names, but for `help`, which says the same again.

@@ -53,9 +53,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Write docs/CLI.md from the help of every command.
+    /// Write docs/CLI.md and docs/METRICS.md from what the program says of itself.
     Docs {
-        /// Write nothing; fail when docs/CLI.md is not what the commands say.
+        /// Write nothing; fail when a page is not what the program says.
         #[arg(long)]
         check: bool,
     },

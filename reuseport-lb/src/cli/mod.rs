@@ -17,6 +17,7 @@ mod failure;
 mod generate;
 mod hidden;
 mod logging;
+mod metrics;
 mod policy;
 mod progress;
 mod render;
@@ -69,6 +70,7 @@ enum Command {
     Drain(drain::Drain),
     Undrain(undrain::Undrain),
     Weight(weight::Weight),
+    Metrics(metrics::Metrics),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -137,6 +139,7 @@ impl Command {
             Self::Drain(command) => command.run(control, env).await,
             Self::Undrain(command) => command.run(control, env).await,
             Self::Weight(command) => command.run(control, env).await,
+            Self::Metrics(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),

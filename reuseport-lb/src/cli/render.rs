@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::env::Env;
 use crate::{
-    control::{GroupStatus, Mode, Outcomes, Protocol, Stalls, WorkerStatus},
+    control::{GroupStatus, Outcomes, Stalls, WorkerStatus},
     group::{WorkerId, WorkerState},
 };
 
@@ -22,9 +22,9 @@ pub(super) fn group(group: &GroupStatus) -> String {
     let GroupStatus { name, protocol, listen, mode, policy, workers, outcomes } = group;
     format!(
         "{name} · {listen} {} · {} · {}\n\n{}\n\n{}\n",
-        protocol_word(*protocol),
+        protocol,
         policy,
-        mode_word(*mode),
+        mode,
         worker_table(workers),
         self::outcomes(outcomes),
     )
@@ -77,7 +77,7 @@ fn stalls(Stalls { count, seconds_total, since_seconds: _ }: &Stalls) -> String 
 }
 
 fn outcomes(outcomes: &Outcomes) -> String {
-    let Outcomes { selected, retried, fallback, dropped, migrated, stray } = outcomes;
+    let Outcomes { selected, retried, fallback, dropped, migrated, stray, fallback_reasons: _ } = outcomes;
     format!(
         "outcomes: {selected} selected, {retried} retried, {fallback} fallback, {dropped} dropped, \
          {migrated} migrated, {stray} stray"
@@ -115,18 +115,6 @@ pub(super) fn id_ranges(ids: impl IntoIterator<Item = WorkerId>) -> String {
         false => format!("{first}-{last}"),
     });
     ranges.collect::<Vec<_>>().join(", ")
-}
-
-fn protocol_word(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-    }
-}
-
-fn mode_word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Supervised => "supervised",
-    }
 }
 
 #[cfg(test)]

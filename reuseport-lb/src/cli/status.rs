@@ -76,6 +76,7 @@ mod tests {
                 ],
                 "outcomes": {
                     "selected": 30, "retried": 0, "fallback": 0, "dropped": 0, "migrated": 0, "stray": 0,
+                    "fallback_reasons": {"no_worker": 0, "unreadable": 0, "refused": 0},
                 },
             }],
         });

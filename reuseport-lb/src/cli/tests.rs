@@ -42,6 +42,8 @@ fn without_a_command_it_runs() {
 fn good_command_lines_are_understood() {
     for line in [
         "--listen [::]:80 --workers 1024 --policy consistent-hash --hash-on source --name web --grace 1m",
+        "--metrics 9464",
+        "--metrics [::1]:9464",
         "--backlog 1 --hash-seed 0xfeed --pin-dir /x --log-format json --bpf-log trace",
         "status --json --group web",
         "--control /x status",
@@ -52,6 +54,8 @@ fn good_command_lines_are_understood() {
         "drain 2 --wait --timeout 30 --stop --force --json",
         "undrain 2",
         "weight 2 256",
+        "metrics",
+        "metrics --describe",
         "shutdown --no-wait",
         "completions zsh",
         "man drain",
@@ -79,6 +83,8 @@ async fn bad_command_lines_get_one_line_and_status_2() {
         ("--listen localhost:80", "'localhost' is not an IP address"),
         ("--listen 127.0.0.1:0", "port 0"),
         ("--name a/b", "a name is"),
+        ("--metrics 0", "port 0 cannot be"),
+        ("--metrics localhost:9", "'localhost' is not an IP address"),
         ("--grace soon", "not a duration"),
         ("--backlog 0", "--backlog"),
         ("--hash-seed x", "not a number of 64 bits"),
@@ -151,6 +157,7 @@ async fn without_a_daemon_each_command_says_so() {
         "drain 1",
         "undrain 1",
         "weight 1 2",
+        "metrics",
         "shutdown",
     ] {
         let words: Vec<_> = line.split_whitespace().collect();

@@ -92,6 +92,9 @@ pub struct DaemonFlags {
     /// Where BPF programs and maps are pinned [default: /sys/fs/bpf/reuseport-lb]
     #[arg(long, value_name = "PATH")]
     pin_dir: Option<PathBuf>,
+    // Not a doc comment, as above.
+    #[arg(long, help = "Serve metrics over HTTP at /metrics of this address, too: ADDRESS:PORT, or PORT of 127.0.0.1", value_name = "ADDRESS", value_parser = values::metrics_address)]
+    metrics: Option<SocketAddr>,
     /// How log lines look [default: text]
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -103,9 +106,10 @@ pub struct DaemonFlags {
 impl DaemonFlags {
     /// What was given, and the defaults.
     pub fn settings(self) -> DaemonSettings {
-        let Self { pin_dir, log_format, bpf_log } = self;
+        let Self { pin_dir, metrics, log_format, bpf_log } = self;
         DaemonSettings {
             pin_dir: pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()),
+            metrics,
             log_format: log_format.unwrap_or(LogFormat::Text),
             bpf_log: bpf_log.and_then(BpfLog::level),
         }
@@ -117,6 +121,8 @@ impl DaemonFlags {
 pub struct DaemonSettings {
     /// The folder for pins, on a BPF file system.
     pub pin_dir: PathBuf,
+    /// Where metrics are served over TCP, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What the BPF programs log.

@@ -30,18 +30,30 @@ const MAX_GROUP_NAME_BYTES: usize = 64;
 /// Host names are refused, since they may stand for several addresses; so is port 0, since all sockets of a group
 /// must have the same port.
 pub fn listen_address(text: &str) -> Result<SocketAddr, InvalidValue> {
+    address(text, Ipv4Addr::UNSPECIFIED, "all sockets of a group need the same, fixed port")
+}
+
+/// Parses where metrics are served: like [`listen_address`], but `:PORT` and `PORT` mean this host only.
+///
+/// # Errors
+///
+/// As for [`listen_address`].
+pub fn metrics_address(text: &str) -> Result<SocketAddr, InvalidValue> {
+    address(text, Ipv4Addr::LOCALHOST, "nobody would know where the metrics are")
+}
+
+/// Parses an address; `bare` is where a port alone is, and `why_not_0` why it may not be 0.
+fn address(text: &str, bare: Ipv4Addr, why_not_0: &str) -> Result<SocketAddr, InvalidValue> {
     let bare_port = text.strip_prefix(':').unwrap_or(text);
     let address = if !bare_port.is_empty() && bare_port.bytes().all(|b| b.is_ascii_digit()) {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port(bare_port)?))
+        SocketAddr::from((bare, port(bare_port)?))
     } else if let Ok(address) = text.parse() {
         address
     } else {
         return Err(InvalidValue(why_no_address(text)));
     };
     if address.port() == 0 {
-        return Err(InvalidValue(
-            "port 0 cannot be: all sockets of a group need the same, fixed port".into(),
-        ));
+        return Err(InvalidValue(format!("port 0 cannot be: {why_not_0}")));
     }
     Ok(address)
 }
@@ -198,6 +210,18 @@ mod tests {
             ("[fe80::1%2]:1", "[fe80::1%2]:1"),
         ] {
             assert_eq!(listen_address(text).map(|a| a.to_string()), Ok(address.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_for_metrics_is_one_of_this_host() {
+        for (text, address) in [
+            ("9464", "127.0.0.1:9464"),
+            (":9464", "127.0.0.1:9464"),
+            ("0.0.0.0:9464", "0.0.0.0:9464"),
+            ("[::1]:9464", "[::1]:9464"),
+        ] {
+            assert_eq!(metrics_address(text).map(|a| a.to_string()), Ok(address.to_owned()), "{text}");
         }
     }
 

@@ -115,6 +115,12 @@ impl Client {
         self.ask(Method::GET, "/v1/status", None::<&()>).await
     }
 
+    /// The metrics, in Prometheus' own text format.
+    pub async fn metrics(&self) -> Result<String, Error> {
+        let text = self.send(Method::GET, "/metrics", Vec::new()).await?;
+        String::from_utf8(text.into()).map_err(|e| self.broken(e))
+    }
+
     /// Gives a group another policy. No group means the only one there is, here and below.
     pub async fn set_policy(&self, group: Option<&str>, policy: PolicySpec) -> Result<GroupStatus, Error> {
         let group = group.unwrap_or(ONLY_GROUP);

@@ -8,13 +8,15 @@
 //! | `DELETE /v1/groups/{group}/workers/{id}/drain` | | [`WorkerStatus`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/weight` | [`WeightRequest`] | [`WorkerStatus`] |
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
+//! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
 //!
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
 //! (malformed), 404 (no such group, worker or route), 405 (not this method), 408 (the body did not come in time), 409
 //! (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain` means the default.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
+use reuseport_lb_ebpf::outcome::{self, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
 };
 
 pub mod client;
+pub mod metrics;
 pub mod server;
 mod socket;
 #[cfg(test)]
@@ -74,12 +77,28 @@ pub enum Protocol {
     Tcp,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
 /// Whose workers a group's are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// The daemon starts them and made their sockets.
     Supervised,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Supervised => "supervised",
+        })
+    }
 }
 
 /// One worker.
@@ -131,7 +150,7 @@ pub struct Connections {
     pub migrated_in_total: u64,
 }
 
-/// What became of the program's runs. The fields add up to the number of runs.
+/// What became of the program's runs. The fields, less `fallback_reasons`, add up to the number of runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcomes {
     /// The policy's first choice took the connection.
@@ -146,6 +165,57 @@ pub struct Outcomes {
     pub migrated: u64,
     /// The segment opens no connection (a late reset, for one); steered, but not counted as a selection.
     pub stray: u64,
+    /// Why the kernel's own hash picked; these add up to `fallback`.
+    #[serde(default)]
+    pub fallback_reasons: FallbackReasons,
+}
+
+/// Why the kernel's own hash picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackReasons {
+    /// No worker is eligible.
+    pub no_worker: u64,
+    /// The packet could not be read.
+    pub unreadable: u64,
+    /// The sockets of all choices were gone.
+    pub refused: u64,
+}
+
+impl Outcomes {
+    /// How many runs ended in this outcome.
+    pub const fn count(&self, outcome: Outcome) -> u64 {
+        match outcome {
+            Outcome::Selected => self.selected,
+            Outcome::Retried => self.retried,
+            Outcome::Migrated => self.migrated,
+            Outcome::Stray => self.stray,
+            Outcome::FallbackNoWorker => self.fallback_reasons.no_worker,
+            Outcome::FallbackUnreadable => self.fallback_reasons.unreadable,
+            Outcome::FallbackRefused => self.fallback_reasons.refused,
+            Outcome::Dropped => self.dropped,
+        }
+    }
+}
+
+impl From<outcome::Outcomes> for Outcomes {
+    fn from(counts: outcome::Outcomes) -> Self {
+        let count = |outcome: Outcome| counts[outcome.index()];
+        let fallback_reasons = FallbackReasons {
+            no_worker: count(Outcome::FallbackNoWorker),
+            unreadable: count(Outcome::FallbackUnreadable),
+            refused: count(Outcome::FallbackRefused),
+        };
+        let FallbackReasons { no_worker, unreadable, refused } = fallback_reasons;
+        Self {
+            selected: count(Outcome::Selected),
+            retried: count(Outcome::Retried),
+            fallback: no_worker + unreadable + refused,
+            dropped: count(Outcome::Dropped),
+            migrated: count(Outcome::Migrated),
+            stray: count(Outcome::Stray),
+            fallback_reasons,
+        }
+    }
 }
 
 /// How to drain a worker.

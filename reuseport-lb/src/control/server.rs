@@ -3,7 +3,7 @@
 //! Whatever comes in, the daemon lives on: bodies, connections and the time that each may take are bounded, and a
 //! request that makes no sense is answered with an [`ErrorBody`].
 
-use std::{error::Error, fmt::Display, sync::Arc, time::Duration};
+use std::{error::Error, fmt::Display, io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -22,6 +22,7 @@ use hyper_util::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -31,7 +32,7 @@ use tokio_io_timeout::TimeoutStream;
 pub use super::socket::{BindError, ControlSocket, bind};
 use crate::{
     config::values,
-    control::{DrainRequest, ErrorBody, GroupStatus, Status, WeightRequest, WorkerStatus},
+    control::{DrainRequest, ErrorBody, GroupStatus, Status, WeightRequest, WorkerStatus, metrics},
     daemon::{self, Handle, RequestError},
     group::{WEIGHT_RANGE, WorkerId},
     policy::{HashOn, PolicySpec},
@@ -63,8 +64,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves the control socket until `shutdown` is done. Then the socket's file is removed, and answers that are
 /// under way are given a second.
 pub async fn serve(socket: ControlSocket, handle: Handle, shutdown: impl Future<Output = ()>) {
-    let service = TowerToHyperService::new(router(handle));
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve_on(socket, router(handle), MAX_CONNECTIONS, shutdown).await;
+}
+
+/// Where connections come from.
+pub(super) trait Listener {
+    type Stream: AsyncRead + AsyncWrite + Send + 'static;
+
+    async fn accept(&self) -> io::Result<Self::Stream>;
+}
+
+impl Listener for ControlSocket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Serves `router`, to at most `max_connections` at the same time, until `shutdown` is done.
+pub(super) async fn serve_on<L: Listener>(
+    socket: L,
+    router: Router,
+    max_connections: usize,
+    shutdown: impl Future<Output = ()>,
+) {
+    let service = TowerToHyperService::new(router);
+    let connections = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(READ_PATIENCE).max_buf_size(MAX_HEAD_BYTES);
@@ -81,26 +107,26 @@ pub async fn serve(socket: ControlSocket, handle: Handle, shutdown: impl Future<
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
         tokio::spawn(async move {
             if let Err(e) = connection.await {
-                tracing::debug!(error = %e, "a control connection ended early");
+                tracing::debug!(error = %e, "a connection for control or metrics ended early");
             }
             drop(permit);
         });
     }
     drop(socket);
     if timeout(FINISH_PATIENCE, graceful.shutdown()).await.is_err() {
-        tracing::debug!("control connections were cut");
+        tracing::debug!("connections for control or metrics were cut");
     }
 }
 
-async fn accept(socket: &ControlSocket, connections: &Arc<Semaphore>) -> (OwnedSemaphorePermit, UnixStream) {
+async fn accept<L: Listener>(socket: &L, connections: &Arc<Semaphore>) -> (OwnedSemaphorePermit, L::Stream) {
     loop {
         let Ok(permit) = Arc::clone(connections).acquire_owned().await else {
             unreachable!("the semaphore is never closed");
         };
-        match socket.listener.accept().await {
-            Ok((stream, _)) => return (permit, stream),
+        match socket.accept().await {
+            Ok(stream) => return (permit, stream),
             Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a control connection");
+                tracing::warn!(error = %e, "cannot accept a connection for control or metrics");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -114,6 +140,7 @@ fn router(handle: Handle) -> Router {
         .route("/v1/groups/{group}/workers/{id}/drain", put(drain).delete(undrain))
         .route("/v1/groups/{group}/workers/{id}/weight", put(set_weight))
         .route("/v1/shutdown", post(shutdown))
+        .route("/metrics", get(metrics::metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(handle)
@@ -172,17 +199,17 @@ async fn shutdown(State(daemon): State<Handle>) -> Result<StatusCode, ApiError> 
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn no_route(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn no_route(method: Method, uri: Uri) -> ApiError {
     ApiError(StatusCode::NOT_FOUND, format!("there is no {method} {}", uri.path()))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
 }
 
 /// An answer that is an [`ErrorBody`].
 #[derive(Debug)]
-struct ApiError(StatusCode, String);
+pub(super) struct ApiError(StatusCode, String);
 
 impl ApiError {
     fn malformed(why: impl Display) -> Self {

@@ -28,16 +28,9 @@ impl FakeDaemon {
 
     pub(crate) fn start_with(status: Status) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (handle, mut requests) = Handle::new();
         let socket = server::bind(&folder.path().join("control.sock")).expect("the folder is empty");
         let (end, ended) = oneshot::channel();
-        let (shut_down, is_shut_down) = oneshot::channel();
-        tokio::spawn(async move {
-            let mut state = State { status, shut_down: Some(shut_down) };
-            while let Some(request) = requests.recv().await {
-                state.answer(request);
-            }
-        });
+        let (handle, is_shut_down) = Self::answer(status);
         let server = tokio::spawn(server::serve(socket, handle, async {
             tokio::select! {
                 _ = ended => {}
@@ -45,6 +38,24 @@ impl FakeDaemon {
             }
         }));
         Self { folder, server: Some((end, server)) }
+    }
+
+    /// The way to a fake daemon without a socket.
+    pub(crate) fn handle(status: Status) -> Handle {
+        Self::answer(status).0
+    }
+
+    /// Answers requests, until the daemon is told to shut down, which the second value then tells.
+    fn answer(status: Status) -> (Handle, oneshot::Receiver<()>) {
+        let (handle, mut requests) = Handle::new();
+        let (shut_down, is_shut_down) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut state = State { status, shut_down: Some(shut_down) };
+            while let Some(request) = requests.recv().await {
+                state.answer(request);
+            }
+        });
+        (handle, is_shut_down)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -2,13 +2,11 @@
 
 use std::{collections::HashMap, io};
 
-use reuseport_lb_ebpf::outcome::{self, Outcome};
-
 use super::{RequestError, runner::Runner};
 use crate::{
     adopt,
     chain::chain,
-    control::{Connections, GroupStatus, Mode, Outcomes, Protocol, Stalls, WorkerStatus},
+    control::{Connections, GroupStatus, Mode, Protocol, Stalls, WorkerStatus},
     datapath::{self, Datapath as _},
     group::{self, Worker, WorkerId},
 };
@@ -40,7 +38,7 @@ impl Runner {
                 .workers()
                 .map(|(id, worker)| self.describe(id, worker, &queues))
                 .collect::<Result<_, _>>()?,
-            outcomes: outcomes(self.applied.datapath().outcomes()?),
+            outcomes: self.applied.datapath().outcomes()?.into(),
         })
     }
 
@@ -89,22 +87,4 @@ fn stalls(stalls: &group::Stalls) -> Stalls {
         seconds_total: (stalls.total + present.unwrap_or_default()).as_secs_f64(),
         since_seconds: present.map(|present| present.as_secs_f64()),
     }
-}
-
-fn outcomes(counts: outcome::Outcomes) -> Outcomes {
-    let mut sums = Outcomes::default();
-    for outcome in Outcome::ALL {
-        let sum = match outcome {
-            Outcome::Selected => &mut sums.selected,
-            Outcome::Retried => &mut sums.retried,
-            Outcome::Migrated => &mut sums.migrated,
-            Outcome::Stray => &mut sums.stray,
-            Outcome::FallbackNoWorker | Outcome::FallbackUnreadable | Outcome::FallbackRefused => {
-                &mut sums.fallback
-            }
-            Outcome::Dropped => &mut sums.dropped,
-        };
-        *sum += counts[outcome.index()];
-    }
-    sums
 }

@@ -42,6 +42,17 @@ pub enum WorkerState {
 }
 
 impl WorkerState {
+    /// All states, in the order of a worker's life.
+    pub const ALL: &'static [Self] = &[
+        Self::Starting,
+        Self::Active,
+        Self::Stalled,
+        Self::Draining,
+        Self::Drained,
+        Self::Stopping,
+        Self::Down,
+    ];
+
     /// The state's word.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -54,6 +65,19 @@ impl WorkerState {
             Self::Down => "down",
         }
     }
+
+    /// One line for people, about a worker in this state.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Starting => "is being started and takes no connection yet",
+            Self::Active => "takes new connections",
+            Self::Stalled => "takes nothing from its queue, and is passed over",
+            Self::Draining => "takes no new connection, and finishes what it has",
+            Self::Drained => "has finished: nothing open, nothing queued",
+            Self::Stopping => "was told to end",
+            Self::Down => "has no process",
+        }
+    }
 }
 
 impl std::fmt::Display for WorkerState {
@@ -64,3 +88,26 @@ impl std::fmt::Display for WorkerState {
 
 /// The lowest and the highest weight of a worker. HAProxy's range, less its 0, for which there is `drain`.
 pub const WEIGHT_RANGE: std::ops::RangeInclusive<u16> = 1..=256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_states_is_complete() {
+        for state in WorkerState::ALL {
+            // A new state must be given a place here, and then in the list.
+            let place = match state {
+                WorkerState::Starting => 0,
+                WorkerState::Active => 1,
+                WorkerState::Stalled => 2,
+                WorkerState::Draining => 3,
+                WorkerState::Drained => 4,
+                WorkerState::Stopping => 5,
+                WorkerState::Down => 6,
+            };
+            assert_eq!(WorkerState::ALL.get(place), Some(state));
+        }
+        assert_eq!(WorkerState::ALL.len(), 7);
+    }
+}
