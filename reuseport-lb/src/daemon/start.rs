@@ -180,13 +180,14 @@ impl Runner {
             spec,
         };
         runner.apply()?;
+        runner.applied.datapath_mut().settle_in();
         Ok(runner)
     }
 }
 
 fn load(spec: &GroupSpec, settings: &Settings, events: &Events) -> Result<KernelDatapath, GroupError> {
     let pins = settings.pin_dir.join(pin_name(spec).map_err(GroupError::Sockets)?);
-    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log)?;
+    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, None)?;
     if settings.bpf_log.is_some() {
         datapath.forward_log().map_err(GroupError::Log)?;
     }

@@ -15,13 +15,30 @@ pub struct Applied<D> {
     state: State,
     ring: Ring,
     shares: Vec<u16>,
+    // A program is attached that is not ours.
+    foreign_program: bool,
 }
 
 impl<D: Datapath> Applied<D> {
     /// A datapath to which nothing has been applied, for a group that begins with `workers` workers.
     pub fn new(datapath: D, workers: u16) -> Self {
         let ring = Ring::new(Ring::size_for(workers));
-        Self { datapath, state: State::default(), ring, shares: Vec::new() }
+        Self { datapath, state: State::default(), ring, shares: Vec::new(), foreign_program: false }
+    }
+
+    /// A datapath that goes on where an earlier daemon's left off, for a group that began with `workers` workers: its
+    /// sockets may be in their slots, and one of its programs may be attached. `ring` is what that has as the ring; where it
+    /// is one, each client keeps its worker.
+    ///
+    /// Nothing changes before [`take_over`](Self::take_over), which exchanges the program in any case.
+    pub fn resume(datapath: D, workers: u16, ring: &[u16]) -> Self {
+        let ring = Ring::resume(ring).unwrap_or_else(|| Ring::new(Ring::size_for(workers)));
+        Self { ring, foreign_program: true, ..Self::new(datapath, workers) }
+    }
+
+    /// The datapath, to change what is not applied.
+    pub const fn datapath_mut(&mut self) -> &mut D {
+        &mut self.datapath
     }
 
     /// The datapath, to read from it.
@@ -51,6 +68,28 @@ impl<D: Datapath> Applied<D> {
         })
     }
 
+    /// The first [`apply`](Self::apply) after [`resume`](Self::resume). With `in_halves`, sockets come from another socket
+    /// array, which the attached program still picks from: then that keeps one half of them while ours gets the other,
+    /// and there is always somebody to pick.
+    ///
+    /// # Errors
+    ///
+    /// What an earlier daemon had applied is not undone: each step leaves it working, and the next daemon can take over.
+    pub fn take_over<'a>(
+        &mut self,
+        desired: &State,
+        in_halves: bool,
+        socket: impl Fn(u16) -> Option<BorrowedFd<'a>>,
+    ) -> Result<(), Error> {
+        if in_halves && desired.members.len() > 1 {
+            let mut half = desired.clone();
+            half.members.truncate(desired.members.len() / 2);
+            half.sockets = half.members.iter().map(|member| member.slot).collect();
+            self.advance(&half, &socket)?;
+        }
+        self.advance(desired, &socket)
+    }
+
     /// Waits until no program runs any more that has not seen what was applied.
     ///
     /// # Errors
@@ -65,7 +104,13 @@ impl<D: Datapath> Applied<D> {
         desired: &State,
         socket: &impl Fn(u16) -> Option<BorrowedFd<'a>>,
     ) -> Result<(), Error> {
-        for step in steps(&self.state, desired) {
+        let mut steps = steps(&self.state, desired);
+        let attaches = |step: &Step| matches!(step, Step::Attach(_));
+        if self.foreign_program && !desired.sockets.is_empty() && !steps.iter().any(attaches) {
+            let removal = steps.iter().position(|step| matches!(step, Step::Remove(_)));
+            steps.insert(removal.unwrap_or(steps.len()), Step::Attach(desired.policy));
+        }
+        for step in steps {
             match step {
                 Step::Insert(slot) => {
                     self.datapath.insert(slot, socket(slot).ok_or(Error::NoSocket(slot))?)?;
@@ -77,6 +122,7 @@ impl<D: Datapath> Applied<D> {
                     if let Some(any) = any {
                         self.datapath.attach(policy, any)?;
                         self.state.policy = policy;
+                        self.foreign_program = false;
                     }
                 }
                 Step::Remove(slot) => {
@@ -139,6 +185,11 @@ mod tests {
         applied.apply(desired, |_| Some(stdin.as_fd()))
     }
 
+    fn take_over(applied: &mut Applied<FakeDatapath>, desired: &State, halves: bool) -> Result<(), Error> {
+        let stdin = std::io::stdin();
+        applied.take_over(desired, halves, |_| Some(stdin.as_fd()))
+    }
+
     #[test]
     fn applies_what_differs_and_nothing_else() {
         let mut applied = Applied::new(FakeDatapath::default(), 4);
@@ -163,6 +214,60 @@ mod tests {
             apply(&mut applied, &after).unwrap();
             assert_eq!(applied.state, after);
         }
+    }
+
+    /// Whatever the policy, the kernel's included: the program of the daemon before goes.
+    #[test]
+    fn what_is_taken_over_gets_a_program_of_ours() {
+        for policy in [Policy::Kernel, Policy::Hash] {
+            let mut applied = Applied::resume(FakeDatapath::default(), 4, &[]);
+            take_over(&mut applied, &state(policy, &[0, 1]), false).unwrap();
+            assert_eq!(
+                applied.datapath.calls,
+                [Call::Insert(0), Call::Insert(1), Call::Commit, Call::Attach(policy)]
+            );
+            applied.datapath.calls.clear();
+            apply(&mut applied, &state(policy, &[0, 1])).unwrap();
+            assert_eq!(applied.datapath.calls, []);
+        }
+    }
+
+    #[test]
+    fn sockets_change_their_array_by_halves() {
+        let mut applied = Applied::resume(FakeDatapath::default(), 4, &[]);
+        take_over(&mut applied, &state(Policy::Hash, &[0, 1, 2]), true).unwrap();
+        let attach = Call::Attach(Policy::Hash);
+        let insert = Call::Insert;
+        assert_eq!(
+            applied.datapath.calls,
+            [insert(0), Call::Commit, attach, insert(1), insert(2), Call::Commit]
+        );
+    }
+
+    /// A daemon that fails to take over must not take the sockets from the program that picks them.
+    #[test]
+    fn a_take_over_that_fails_is_not_undone() {
+        let mut datapath = FakeDatapath::default();
+        datapath.fail_once = Some(Call::Attach(Policy::Hash));
+        let mut applied = Applied::resume(datapath, 4, &[]);
+        take_over(&mut applied, &state(Policy::Hash, &[0, 1]), false).unwrap_err();
+        assert!(!applied.datapath.calls.iter().any(|call| matches!(call, Call::Remove(_))));
+    }
+
+    #[test]
+    fn clients_keep_their_workers_when_a_ring_is_taken_over() {
+        let mut before = Applied::new(FakeDatapath::default(), 4);
+        apply(&mut before, &state(Policy::ConsistentHash, &[0, 1, 2, 3])).unwrap();
+        apply(&mut before, &state(Policy::ConsistentHash, &[0, 1, 3])).unwrap();
+        let (_, _, ring, _) = before.datapath.contents();
+        let mut after = Applied::resume(FakeDatapath::default(), 4, ring);
+        apply(&mut after, &state(Policy::ConsistentHash, &[0, 1, 3])).unwrap();
+        assert_eq!(after.datapath.contents(), before.datapath.contents());
+        // And the one that was drained gets its own back.
+        for applied in [&mut before, &mut after] {
+            apply(applied, &state(Policy::ConsistentHash, &[0, 1, 2, 3])).unwrap();
+        }
+        assert_eq!(after.datapath.contents(), before.datapath.contents());
     }
 
     #[test]

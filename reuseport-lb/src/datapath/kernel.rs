@@ -1,14 +1,14 @@
 //! The datapath of the running kernel.
 
-use std::{io, os::fd::BorrowedFd, path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, io, os::fd::BorrowedFd, path::Path, thread, time::Duration};
 
 use aya::{
     Btf, Ebpf, Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage},
-    programs::{BtfTracePoint, ProgramError, SkReuseport, SkReuseportError, links::FdLink},
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage},
+    programs::{ProgramError, SkReuseport, SkReuseportError},
 };
 use reuseport_lb_ebpf::{
-    names,
+    LAYOUT_VERSION, names,
     outcome::{Outcome, Outcomes},
     worker::{Owner, Selections},
 };
@@ -19,10 +19,13 @@ use tokio::{
 };
 
 use super::{
-    Datapath, Error, Selection, SlotLoad, SlotSelections, object,
+    Datapath, Error, Selection, SlotLoad, SlotSelections,
+    object::Object,
     offsets::Offsets,
-    pins::Pins,
+    pins::{self, Earlier, Pins},
     tables::{SharedLoads, SharedTables},
+    takeover::{self, PinRecord, TakenOver},
+    trackers,
 };
 use crate::{config::BpfLogLevel, policy::Policy};
 
@@ -69,18 +72,33 @@ pub struct KernelDatapath {
     settled: bool,
     // Ended together with it, since they hold maps.
     tasks: JoinSet<()>,
-    _pins: Pins,
+    record: PinRecord,
+    taken_over: Option<TakenOver>,
+    strays: Vec<ReusePortSockArray<MapData>>,
+    pins: Pins,
 }
 
 impl KernelDatapath {
-    /// Loads programs and maps, pins them to the folder `pins`, and starts to count connections.
+    /// Loads programs and maps, pins them below the folder `group`, and starts to count connections.
     ///
-    /// `seed` is that of the flow hash, and `log` what the programs are to log; see [`Self::forward_log`].
+    /// `seed` is that of the flow hash, and `log` what the programs are to log; see [`Self::forward_log`]. `earlier` is
+    /// what an earlier daemon wrote down of its pins: of those, all that fits is used again, and nothing changes for its
+    /// programs and their connections before [`Datapath::attach`]. Without it, pins that are there are of no use to
+    /// anybody, and are taken away.
+    ///
+    /// # Errors
+    ///
+    /// What an earlier daemon has left is as it was.
     ///
     /// # Minimum kernel version
     ///
     /// 5.14. Without the kernel's BTF, connections are not counted.
-    pub fn load(pins: &Path, seed: u64, log: Option<BpfLogLevel>) -> Result<Self, Error> {
+    pub fn load(
+        group: &Path,
+        seed: u64,
+        log: Option<BpfLogLevel>,
+        earlier: Option<&PinRecord>,
+    ) -> Result<Self, Error> {
         let btf = match Btf::from_sys_fs() {
             Ok(btf) => Some(btf),
             Err(error) => {
@@ -89,14 +107,38 @@ impl KernelDatapath {
             }
         };
         let offsets = Offsets::of_running_kernel();
-        let mut ebpf = object::load(btf.as_ref(), &offsets, log)?;
+        let object = Object { btf: btf.as_ref(), offsets: &offsets, log };
+        let mut ebpf = object.load(&BTreeMap::new())?;
+        let mut kept = BTreeMap::new();
+        match earlier {
+            Some(record) => {
+                kept = takeover::fitting(&ebpf, group, record)?;
+                if !kept.is_empty() {
+                    ebpf = object.load(&kept)?;
+                }
+            }
+            None if pins::clear(group)? => {
+                tracing::info!(folder = %group.display(), "removed the pins of a daemon that died");
+            }
+            None => {}
+        }
         for (_, name) in PROGRAMS {
             program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
         }
-        let tracking = btf.as_ref().map(|btf| track_connections(&mut ebpf, btf)).transpose()?;
+        let record = PinRecord { generation: 0, layout: LAYOUT_VERSION, programs: object.digest() };
+        let taken_over = takeover::tell(&ebpf, &kept, false);
+        // The same programs with the same maps: there is nothing to exchange.
+        let same = earlier
+            .filter(|earlier| earlier.programs == record.programs && taken_over.replaced.is_empty())
+            .map(|earlier| Earlier::new(group, earlier.generation));
+        let (links, counting_kept) = trackers::links(&mut ebpf, btf.as_ref(), same.as_ref())?;
 
-        let counts_connections = tracking.is_some();
-        let pins = Pins::create(pins, &ebpf, tracking)?;
+        let counts_connections = !links.is_empty();
+        let pins = Pins::create(group, &ebpf, links)?;
+        let strays = match earlier {
+            Some(_) => takeover::other_socket_arrays(group, &ebpf)?,
+            None => vec![],
+        };
         Ok(Self {
             tables: SharedTables::map(map_data(&ebpf, names::TABLES)?.fd())?,
             loads: SharedLoads::map(map_data(&ebpf, names::WORKERS)?.fd())?,
@@ -110,10 +152,45 @@ impl KernelDatapath {
             seed,
             counts_connections,
             sees_stalls: offsets.sees_stalls(),
-            settled: true,
+            // An earlier daemon may have died just after it committed something.
+            settled: earlier.is_none(),
             tasks: JoinSet::new(),
-            _pins: pins,
+            record: PinRecord { generation: pins.generation(), ..record },
+            taken_over: earlier.map(|_| TakenOver { counting_kept, ..taken_over }),
+            strays,
+            pins,
         })
+    }
+
+    /// What to write down of the pins, so that a later daemon can take over.
+    pub const fn record(&self) -> &PinRecord {
+        &self.record
+    }
+
+    /// What became of an earlier daemon's maps and programs, if there were any.
+    pub const fn taken_over(&self) -> Option<&TakenOver> {
+        self.taken_over.as_ref()
+    }
+
+    /// Whether sockets that an earlier daemon had in its array have to go to another one.
+    pub fn moves_sockets(&self) -> bool {
+        !self.strays.is_empty() && !self.keeps(names::SOCKETS)
+    }
+
+    fn keeps(&self, map: &str) -> bool {
+        self.taken_over.as_ref().is_some_and(|over| over.has_kept(map))
+    }
+
+    /// The ring that the programs pick from. It is an earlier daemon's until something is committed.
+    pub fn ring(&self) -> Vec<u16> {
+        self.tables.ring()
+    }
+
+    /// From now on, what an earlier daemon has pinned is not needed any more, and dropping this value takes away all of
+    /// the group's pins.
+    pub fn settle_in(&mut self) {
+        self.strays.clear();
+        self.pins.settle();
     }
 
     /// Passes what the programs log on to the `log` facade, for as long as this value lives.
@@ -167,17 +244,6 @@ impl KernelDatapath {
     }
 }
 
-fn track_connections(ebpf: &mut Ebpf, btf: &Btf) -> Result<FdLink, Error> {
-    let name = names::TRACK_CONNECTIONS;
-    let tracker = program::<BtfTracePoint>(ebpf, name)?;
-    let mut attach = || {
-        tracker.load(names::INET_SOCK_SET_STATE, btf)?;
-        let id = tracker.attach()?;
-        tracker.take_link(id)
-    };
-    Ok(attach().map_err(Error::program(name))?.into())
-}
-
 impl Datapath for KernelDatapath {
     fn insert(&mut self, slot: u16, socket: BorrowedFd<'_>) -> Result<(), Error> {
         // The socket knows its slot before it can be picked, so that each connection is counted.
@@ -186,19 +252,38 @@ impl Datapath for KernelDatapath {
         let cookie = rustix::net::sockopt::socket_cookie(socket)
             .map_err(|error| Error::system("getsockopt(SO_COOKIE)")(error.into()))?;
         self.listeners.insert(cookie, u32::from(slot), 0).map_err(Error::map(names::LISTENERS))?;
-        self.sockets.set(slot.into(), &socket, 0).map_err(Error::map(names::SOCKETS)).inspect_err(|_| {
-            // Nothing was picked yet, so nothing depends on the entry.
-            drop(self.listeners.remove(&cookie));
-        })
+        let mut put = || match self.sockets.set(slot.into(), &socket, 0) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::ResourceBusy => {
+                Ok(false)
+            }
+            result => result.map(|()| true).map_err(Error::map(names::SOCKETS)),
+        };
+        // A socket fits one place only. That it has one means that an earlier daemon put it there.
+        let taken = match put() {
+            Ok(false) if !self.strays.is_empty() => {
+                for stray in &mut self.strays {
+                    // Where the slot is empty, it is as it should be.
+                    drop(stray.clear_index(&slot.into()));
+                }
+                put()
+            }
+            result => result,
+        };
+        match taken {
+            Ok(true) => Ok(()),
+            Ok(false) if self.keeps(names::SOCKETS) => Ok(()),
+            Ok(false) => Err(Error::Unreachable(slot)),
+            Err(error) => {
+                // Nothing was picked yet, so nothing depends on the entry.
+                drop(self.listeners.remove(&cookie));
+                Err(error)
+            }
+        }
     }
 
     fn remove(&mut self, slot: u16) -> Result<(), Error> {
         match self.sockets.clear_index(&slot.into()) {
-            Err(aya::maps::MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(Error::map(names::SOCKETS)),
         }
     }
@@ -277,7 +362,7 @@ impl Datapath for KernelDatapath {
     }
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -285,10 +370,7 @@ where
     program.try_into().map_err(Error::program(name))
 }
 
-fn take<M: TryFrom<Map, Error = aya::maps::MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<M, Error> {
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
     let map = ebpf.take_map(name).ok_or(Error::Lacks(name))?;
     map.try_into().map_err(Error::map(name))
 }

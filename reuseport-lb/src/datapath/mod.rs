@@ -9,6 +9,7 @@ pub use apply::Applied;
 pub use kernel::KernelDatapath;
 pub use requirements::{Missing, check as check_requirements};
 use reuseport_lb_ebpf::outcome::Outcomes;
+pub use takeover::{PinRecord, TakenOver};
 
 use crate::policy::{HashOn, Member, Policy};
 
@@ -21,6 +22,8 @@ mod offsets;
 mod pins;
 mod requirements;
 mod tables;
+mod takeover;
+mod trackers;
 
 /// What the programs pick from, to be committed as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +147,12 @@ pub enum Error {
     /// A slot was to be filled, and there is no socket for it.
     #[error("no socket for slot {0}")]
     NoSocket(u16),
+    /// A socket is in an array that cannot be reached, so it cannot be steered.
+    #[error(
+        "the socket of slot {0} is in a map that cannot be reached, since an earlier daemon's pins were removed; end \
+         its workers and start again"
+    )]
+    Unreachable(u16),
     /// A policy that compares loads, on a kernel where they are not counted.
     #[error("policy {0} compares open connections, which this kernel cannot count, since it has no BTF")]
     NotCounted(Policy),

@@ -1,7 +1,10 @@
 //! The object with the BPF programs, and how it is loaded.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::Level;
+use sha2::{Digest as _, Sha256};
 
 use super::{Error, offsets::Offsets};
 use crate::config::BpfLogLevel;
@@ -9,20 +12,47 @@ use crate::config::BpfLogLevel;
 /// The programs, built by `cargo xtask build-ebpf`; the build script says from where.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("REUSEPORT_LB_BPF_OBJECT_PATH"));
 
-/// Loads the maps of the object, and leaves its programs to be loaded one by one.
-pub(super) fn load(btf: Option<&Btf>, offsets: &Offsets, log: Option<BpfLogLevel>) -> Result<Ebpf, Error> {
-    // A level of zero lets the verifier cut the log statements out.
-    let level = log.map_or(0, |level| match level {
-        BpfLogLevel::Error => Level::Error as u8,
-        BpfLogLevel::Warn => Level::Warn as u8,
-        BpfLogLevel::Info => Level::Info as u8,
-        BpfLogLevel::Debug => Level::Debug as u8,
-        BpfLogLevel::Trace => Level::Trace as u8,
-    });
-    let mut loader = EbpfLoader::new();
-    loader.btf(btf).override_global(aya_log::LEVEL, &level, true);
-    for (name, offset) in offsets.globals() {
-        loader.override_global(name, offset, true);
+/// The object with everything that is set in it when it is loaded.
+pub(super) struct Object<'a> {
+    pub(super) btf: Option<&'a Btf>,
+    pub(super) offsets: &'a Offsets,
+    pub(super) log: Option<BpfLogLevel>,
+}
+
+impl Object<'_> {
+    /// Makes the maps, but for those that are pinned already, and leaves the programs to be loaded one by one.
+    pub(super) fn load(&self, pinned: &BTreeMap<String, PathBuf>) -> Result<Ebpf, Error> {
+        let level = self.level();
+        let mut loader = EbpfLoader::new();
+        loader.btf(self.btf).override_global(aya_log::LEVEL, &level, true);
+        for (name, offset) in self.offsets.globals() {
+            loader.override_global(name, offset, true);
+        }
+        for (name, path) in pinned {
+            loader.map_pin_path(name, path);
+        }
+        loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))
     }
-    loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))
+
+    /// Tells programs apart: two with the same digest do the same.
+    pub(super) fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        digest.update(OBJECT);
+        digest.update([self.level(), u8::from(self.btf.is_some())]);
+        for (_, offset) in self.offsets.globals() {
+            digest.update(offset.to_ne_bytes());
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A level of zero lets the verifier cut the log statements out.
+    fn level(&self) -> u8 {
+        self.log.map_or(0, |level| match level {
+            BpfLogLevel::Error => Level::Error as u8,
+            BpfLogLevel::Warn => Level::Warn as u8,
+            BpfLogLevel::Info => Level::Info as u8,
+            BpfLogLevel::Debug => Level::Debug as u8,
+            BpfLogLevel::Trace => Level::Trace as u8,
+        })
+    }
 }

@@ -38,6 +38,17 @@ impl SharedTables {
         unsafe { AtomicU64::from_ptr(&raw mut (*self.tables()).active) }
     }
 
+    /// The ring that the programs pick from at present.
+    pub(super) fn ring(&self) -> Vec<u16> {
+        let active = self.active().load(Ordering::Acquire) & 1;
+        // SAFETY: the index is 0 or 1, and only the daemon writes banks, by `&mut self`. The lengths are cut to those
+        // of the arrays, since it was another daemon who wrote them.
+        unsafe {
+            let bank = (&raw const (*self.tables()).banks).cast::<Bank>().add(active as usize);
+            read(&raw const (*bank).ring, (&raw const (*bank).ring_len).read())
+        }
+    }
+
     /// Fills the idle bank and makes it the active one.
     ///
     /// The caller must have seen to it that no program still reads the idle bank, where that matters to it: one
@@ -83,6 +94,17 @@ unsafe fn fill<const N: usize>(room: *mut [u16; N], slots: &[u16]) -> u32 {
     // SAFETY: the length is at most that of both; a slice of ordinary memory and a map do not overlap.
     unsafe { room.cast::<u16>().copy_from_nonoverlapping(slots.as_ptr(), len) };
     len as u32
+}
+
+/// Reads the first `len` slots, or as many as there are.
+///
+/// # Safety
+///
+/// `slots` must be valid for reads.
+unsafe fn read<const N: usize>(slots: *const [u16; N], len: u32) -> Vec<u16> {
+    let len = N.min(len as usize);
+    // SAFETY: the length is at most that of the array.
+    (0..len).map(|index| unsafe { slots.cast::<u16>().add(index).read() }).collect()
 }
 
 const fn mask(hash_on: HashOn) -> KeyMask {

@@ -105,6 +105,22 @@ impl Ring {
         }
     }
 
+    /// A table that was made by another process: the owner of each entry. It is taken as it is, and what it was before
+    /// is not known. None when it cannot be one, such as an empty one.
+    pub fn resume(slots: &[u16]) -> Option<Self> {
+        let is_table = SIZES.contains(&slots.len()) && slots.iter().all(|slot| *slot < NOBODY);
+        is_table.then(|| {
+            let mut ring = Self::new(slots.len());
+            ring.slots.copy_from_slice(slots);
+            let mut owners: Vec<u16> = slots.to_vec();
+            owners.sort_unstable();
+            owners.dedup();
+            // Only that they were there matters for what follows, and their weights do not.
+            ring.members = owners.into_iter().map(|slot| Member { slot, weight: 1 }).collect();
+            ring
+        })
+    }
+
     /// Makes the table that of `members`, with the fewest moves, and returns how many entries have another owner
     /// than before. The first fill counts every entry, and so does the change to no members, which leaves the table
     /// empty.

@@ -44,7 +44,7 @@ impl Group {
         let listeners = Listeners::new(workers)?;
 
         let pins = format!("/sys/fs/bpf/reuseport-lb-bench-{}", std::process::id());
-        let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None)?;
+        let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None, None)?;
         for (slot, socket) in (0..workers).zip(listeners.sockets()) {
             datapath.insert(slot, socket.as_fd())?;
         }
