@@ -15,6 +15,7 @@ pub mod daemon;
 #[expect(unsafe_code, reason = "shares memory with the programs; each block says why it holds")]
 pub mod datapath;
 pub mod demo;
+pub mod doctor;
 pub mod group;
 pub mod plan;
 pub mod policy;

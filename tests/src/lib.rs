@@ -20,6 +20,7 @@ pub mod load;
 pub mod netns;
 pub mod process;
 pub mod status;
+pub mod terminal;
 pub mod wait;
 
 pub use bpf_stats::BpfStats;
@@ -29,4 +30,5 @@ pub use daemon::{Daemon, Launch, binary};
 pub use load::{Account, Load, connections};
 pub use netns::{Netns, in_netns};
 pub use status::GroupExt;
+pub use terminal::Terminal;
 pub use wait::{PATIENCE, eventually, within};

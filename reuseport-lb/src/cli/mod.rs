@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use self::env::Env;
 use crate::control;
 
+mod doctor;
 mod drain;
 mod env;
 mod failure;
@@ -29,6 +30,7 @@ mod status;
 mod target;
 #[cfg(test)]
 mod testing;
+mod top;
 mod undrain;
 mod weight;
 
@@ -71,6 +73,8 @@ enum Command {
     Undrain(undrain::Undrain),
     Weight(weight::Weight),
     Metrics(metrics::Metrics),
+    Top(top::Top),
+    Doctor(doctor::Doctor),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -140,6 +144,8 @@ impl Command {
             Self::Undrain(command) => command.run(control, env).await,
             Self::Weight(command) => command.run(control, env).await,
             Self::Metrics(command) => command.run(control, env).await,
+            Self::Top(command) => command.run(control, env).await,
+            Self::Doctor(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),

@@ -56,6 +56,8 @@ fn good_command_lines_are_understood() {
         "weight 2 256",
         "metrics",
         "metrics --describe",
+        "top --interval 500ms --group web",
+        "doctor --listen :80 --json",
         "shutdown --no-wait",
         "completions zsh",
         "man drain",

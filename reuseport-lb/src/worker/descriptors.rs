@@ -12,6 +12,12 @@ const EACH_GROUP: u64 = 80;
 /// started.
 const EACH_WORKER: u64 = 4;
 
+/// The limit of open files that a daemon needs for groups of so many workers each.
+pub fn needed(workers: impl IntoIterator<Item = u16>) -> u64 {
+    let each = |workers: u16| EACH_GROUP + EACH_WORKER * u64::from(workers);
+    BASE + workers.into_iter().map(each).sum::<u64>()
+}
+
 /// The limit of open files that this process was started with.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenFiles {
@@ -28,8 +34,7 @@ impl OpenFiles {
     /// Raises this process's limit to what groups of so many workers each need, as far as the hard limit allows.
     pub fn raise(self, workers: impl IntoIterator<Item = u16>) {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        let each = |workers: u16| EACH_GROUP + EACH_WORKER * u64::from(workers);
-        let wanted = BASE + workers.into_iter().map(each).sum::<u64>();
+        let wanted = needed(workers);
         if current.is_none_or(|current| current >= wanted) {
             return;
         }
