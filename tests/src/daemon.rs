@@ -57,6 +57,7 @@ pub struct Launch {
     worker_command: Vec<OsString>,
     control: Option<PathBuf>,
     wrapper: Vec<OsString>,
+    config: Option<String>,
 }
 
 impl Launch {
@@ -71,7 +72,13 @@ impl Launch {
             worker_command: Vec::new(),
             control: None,
             wrapper: Vec::new(),
+            config: None,
         }
+    }
+
+    /// The groups that a configuration file with this text describes.
+    pub fn config(text: &str) -> Self {
+        Self { config: Some(text.to_owned()), ..Self::policy("hash") }
     }
 
     /// Another address.
@@ -118,7 +125,15 @@ impl Launch {
     /// With everything that it wrote, when it does not get that far.
     pub async fn start(self, netns: &Arc<Netns>) -> Daemon {
         let daemon = self.start_unready(netns).await;
-        daemon.wait("all workers are active", GroupStatus::all_active).await;
+        eventually("all workers are active", async || {
+            let status = daemon.status().await;
+            if status.groups.iter().all(GroupStatus::all_active) {
+                Ok(())
+            } else {
+                Err(format!("{status:#?}\n{daemon}"))
+            }
+        })
+        .await;
         daemon
     }
 
@@ -157,10 +172,16 @@ impl Launch {
 
         let mut line = self.wrapper;
         line.extend([binary().into(), "run".into()]);
-        line.extend(["--listen".into(), self.listen.to_string().into()]);
-        line.extend(["--workers".into(), self.workers.to_string().into()]);
-        line.extend(["--policy".into(), self.policy.into()]);
-        line.extend(["--stall-after".into(), self.stall_after.into()]);
+        let config = folder.path().join("config.toml");
+        if let Some(text) = self.config {
+            fs::write(&config, text).expect("a file in a temporary folder");
+            line.extend(["--config".into(), config.into()]);
+        } else {
+            line.extend(["--listen".into(), self.listen.to_string().into()]);
+            line.extend(["--workers".into(), self.workers.to_string().into()]);
+            line.extend(["--policy".into(), self.policy.into()]);
+            line.extend(["--stall-after".into(), self.stall_after.into()]);
+        }
         line.extend(["--control".into(), control.clone().into()]);
         line.extend(["--pin-dir".into(), pins.clone().into()]);
         line.extend(self.args);
@@ -227,11 +248,34 @@ impl Daemon {
         &self.process
     }
 
-    /// The state of the only group, over the control socket.
+    /// The configuration file, where it was started with one.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    /// Changes the configuration file. The daemon does not know of it yet.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.config(), text).expect("a file in a temporary folder");
+    }
+
+    /// The state of everything, over the control socket.
+    pub async fn status(&self) -> Status {
+        self.try_status().await.unwrap_or_else(|error| panic!("status: {error}\n{self}"))
+    }
+
+    /// The state of the only group.
     pub async fn group(&self) -> GroupStatus {
-        let mut status = self.try_status().await.unwrap_or_else(|error| panic!("status: {error}\n{self}"));
+        let mut status = self.status().await;
         assert_eq!(status.groups.len(), 1, "groups of {status:?}");
         status.groups.remove(0)
+    }
+
+    /// The state of one of several groups.
+    pub async fn group_named(&self, name: &str) -> GroupStatus {
+        let mut groups = self.status().await.groups;
+        groups.retain(|group| group.name == name);
+        assert_eq!(groups.len(), 1, "groups {name} of {groups:?}\n{self}");
+        groups.remove(0)
     }
 
     async fn try_status(&self) -> Result<Status, String> {

@@ -80,6 +80,20 @@ pub fn conflicts(listen: SocketAddr) -> io::Result<Vec<Conflict>> {
     Ok(found.into_iter().map(conflict).collect())
 }
 
+/// Whether groups on these addresses would be in each other's way.
+pub fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
+    let listener = Listener {
+        address: other,
+        inode: 0,
+        uid: 0,
+        cookie: 0,
+        v6_only: false,
+        device: 0,
+        queue: Queue::default(),
+    };
+    one.port() == other.port() && overlap(one.ip(), &listener).is_some()
+}
+
 /// The IPv4 addresses that a socket listens on.
 #[derive(Clone, Copy)]
 enum V4 {

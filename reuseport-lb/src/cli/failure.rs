@@ -15,6 +15,11 @@ const USAGE: u8 = 2;
 #[error("{0}")]
 pub(super) struct WrongUsage(pub(super) String);
 
+/// Several things failed, each with a line of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(super) struct Several(pub(super) Vec<String>);
+
 /// Tells why a command failed, with all its causes, and gives the exit status. Help and version come this way, too.
 pub(super) fn report(env: &mut Env<'_>, error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<clap::Error>() {
@@ -24,7 +29,10 @@ pub(super) fn report(env: &mut Env<'_>, error: &anyhow::Error) -> u8 {
             USAGE
         }
         None => {
-            say(env, &format!("{error:#}"));
+            match error.downcast_ref() {
+                Some(Several(lines)) => lines.iter().for_each(|line| say(env, line)),
+                None => say(env, &format!("{error:#}")),
+            }
             if error.is::<WrongUsage>() { USAGE } else { FAILED }
         }
     }

@@ -1,16 +1,16 @@
 //! The command line: one file a command. Nouns read, verbs write.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::env::Env;
-use crate::control;
+use crate::{
+    config::{flags::GroupFlags, source::control_path},
+    control,
+};
 
+mod check;
 mod doctor;
 mod drain;
 mod env;
@@ -52,21 +52,22 @@ struct Cli {
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
 struct Global {
-    /// The daemon's control socket
+    // Optional, so that it is known whether it was given: a configuration file may name another one.
     #[arg(
         long,
         global = true,
         value_name = "PATH",
         env = "REUSEPORT_LB_CONTROL",
         hide_env_values = true,
-        default_value = control::DEFAULT_PATH
+        help = format!("The daemon's control socket [default: {}]", control::DEFAULT_PATH)
     )]
-    control: PathBuf,
+    control: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Check(check::Check),
     Status(status::Status),
     Policy(policy::Policy),
     Drain(drain::Drain),
@@ -93,14 +94,25 @@ fn main_in(env: &mut Env<'_>, args: impl IntoIterator<Item = OsString>) -> u8 {
     let done = parse(args).and_then(|(control, command)| match command {
         // These are the workers' own, and make their own runtime where they need one.
         Command::Hidden(command) => command.run(),
-        command => runtime()?.block_on(command.run(&control, env)),
+        command => runtime()?.block_on(command.run(control, env)),
     });
     finish(env, done)
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<(PathBuf, Command)> {
-    let Cli { global: Global { control }, command } = Cli::try_parse_from(with_command(args))?;
+fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<(Option<PathBuf>, Command)> {
+    let matches = command().try_get_matches_from(with_command(args))?;
+    let Cli { global: Global { control }, command } = Cli::from_arg_matches(&matches)?;
     Ok((control, command))
+}
+
+/// What describes a group has no place beside a file that does. As a conflict of each such option, so that the error
+/// names those that were given.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("run", |run| {
+        let described = GroupFlags::augment_args(clap::Command::new("group"));
+        let described: Vec<_> = described.get_arguments().map(|arg| arg.get_id().clone()).collect();
+        run.mut_args(|arg| if described.contains(arg.get_id()) { arg.conflicts_with("config") } else { arg })
+    })
 }
 
 /// Puts `run` where no command stands: before the first option that is not everybody's, or at the end.
@@ -135,9 +147,11 @@ fn finish(env: &mut Env<'_>, done: anyhow::Result<()>) -> u8 {
 }
 
 impl Command {
-    async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
+    async fn run(self, named: Option<PathBuf>, env: &mut Env<'_>) -> anyhow::Result<()> {
+        let control = &control_path(named.clone());
         match self {
-            Self::Run(command) => command.run(control, env).await,
+            Self::Run(command) => command.run(named, env).await,
+            Self::Check(command) => command.run(env),
             Self::Status(command) => command.run(control, env).await,
             Self::Policy(command) => command.run(control, env).await,
             Self::Drain(command) => command.run(control, env).await,

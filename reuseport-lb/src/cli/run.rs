@@ -1,9 +1,8 @@
 //! `run`
 
 use std::{
-    path::{self, Path},
+    path::{self, Path, PathBuf},
     pin::Pin,
-    slice,
 };
 
 use anyhow::Context as _;
@@ -19,15 +18,19 @@ use super::{
 use crate::{
     config::{
         flags::{DaemonFlags, DaemonSettings, GroupFlags, SpecError},
+        source::{Loaded, Source, control_path},
         values,
     },
     control::{metrics, server},
     daemon,
 };
 
-/// Start the workers of a group, and steer its connections until Ctrl-C
+/// Start the workers of groups, and steer their connections until Ctrl-C
 #[derive(Debug, Args)]
 pub(super) struct Run {
+    /// Run the groups that this file describes, instead of one that options describe
+    #[arg(long, value_name = "FILE", conflicts_with = "name")]
+    config: Option<PathBuf>,
     /// The group's name
     #[arg(long, value_name = "GROUP", default_value = "default", value_parser = values::group_name)]
     name: String,
@@ -38,18 +41,15 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let Self { name, group, daemon } = self;
-        let spec = group.spec(name).map_err(|error| match error {
-            SpecError::HashOn(_) => WrongUsage(error.to_string()).into(),
-            SpecError::Command(_) => anyhow::Error::from(error),
-        })?;
-        let DaemonSettings { pin_dir, metrics, log_format, bpf_log } = daemon.settings();
+    /// `control` is the control socket that the command line names.
+    pub(super) async fn run(self, control: Option<PathBuf>, env: &mut Env<'_>) -> anyhow::Result<()> {
+        let (loaded, _source) = self.load(control)?;
+        let Loaded { control, daemon, groups } = loaded;
+        let DaemonSettings { pin_dir, metrics, log_format, bpf_log } = daemon;
         logging::init(log_format, bpf_log)?;
-        let control = path::absolute(control).context("cannot find the working folder")?;
         let executable = std::env::current_exe().context("cannot find the own program file")?;
 
-        daemon::check(slice::from_ref(&spec))?;
+        daemon::check(&groups)?;
         // A signal that comes during the start waits until the daemon can clean up after itself.
         let stop = signals::stop_requests().context("cannot handle signals")?;
         // First of all, so that a second daemon is refused before it has touched anything.
@@ -59,7 +59,7 @@ impl Run {
             None => None,
         };
         let (daemon, handle) = daemon::start(daemon::Options {
-            groups: vec![spec.clone()],
+            groups: groups.clone(),
             settings: daemon::Settings { pin_dir, bpf_log, executable },
         })?;
 
@@ -68,7 +68,7 @@ impl Run {
             servers.spawn(|end| metrics::serve(socket, handle.clone(), end));
         }
         servers.spawn(|end| server::serve(socket, handle, end));
-        let lines = StartLines { spec: &spec, control: &control, invocation: &invocation() }.to_string();
+        let lines = StartLines { groups: &groups, control: &control, invocation: &invocation() }.to_string();
         if let Err(e) = env.out.write_all(lines.as_bytes()).and_then(|()| env.out.flush()) {
             tracing::warn!(error = %e, "cannot print the start lines");
         }
@@ -77,6 +77,25 @@ impl Run {
         // second daemon keeps out.
         daemon.run(stop).await;
         servers.end().await
+    }
+
+    /// What is to be run, and the file that says so.
+    fn load(self, control: Option<PathBuf>) -> anyhow::Result<(Loaded, Option<Source>)> {
+        let Self { config, name, group, daemon: flags } = self;
+        let absolute = |path: &Path| path::absolute(path).context("cannot find the working folder");
+        let (mut loaded, source) = if let Some(path) = config {
+            let source = Source { path: absolute(&path)?, control, flags };
+            (source.load()?, Some(source))
+        } else {
+            let spec = group.spec(name).map_err(|error| match error {
+                SpecError::HashOn(_) => WrongUsage(error.to_string()).into(),
+                SpecError::Command(_) => anyhow::Error::from(error),
+            })?;
+            let control = control_path(control);
+            (Loaded { control, daemon: flags.settings(), groups: vec![spec] }, None)
+        };
+        loaded.control = absolute(&loaded.control)?;
+        Ok((loaded, source))
     }
 }
 

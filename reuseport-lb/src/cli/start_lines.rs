@@ -15,10 +15,10 @@ use crate::{
     group::WorkerId,
 };
 
-/// The five lines: where, how, who, by what to control it, and what to try next.
+/// Where, how and who for each group, by what to control them, and what to try next: five lines for one group.
 pub(super) struct StartLines<'a> {
     /// What runs.
-    pub(super) spec: &'a GroupSpec,
+    pub(super) groups: &'a [GroupSpec],
     /// The control socket.
     pub(super) control: &'a Path,
     /// How the user calls this program.
@@ -27,15 +27,13 @@ pub(super) struct StartLines<'a> {
 
 impl Display for StartLines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let GroupSpec { name, listen, workers, policy, command, .. } = self.spec;
-        let ids = render::id_ranges((0..*workers).map(WorkerId));
-        writeln!(f, "listening   {listen} (tcp, group {name})")?;
-        writeln!(f, "policy      {policy}")?;
-        match command {
-            WorkerCommand::BuiltIn => writeln!(f, "workers     {workers} built-in: {ids}")?,
-            WorkerCommand::Program { program, args } => {
-                let words = std::iter::once(program.as_os_str()).chain(args.iter().map(AsRef::as_ref));
-                writeln!(f, "workers     {workers} of `{}`: {ids}", shell_command(words))?;
+        for GroupSpec { name, listen, workers, policy, command, .. } in self.groups {
+            let ids = render::id_ranges((0..*workers).map(WorkerId));
+            writeln!(f, "listening   {listen} (tcp, group {name})")?;
+            writeln!(f, "policy      {policy}")?;
+            match command {
+                WorkerCommand::BuiltIn => writeln!(f, "workers     {workers} {command}: {ids}")?,
+                WorkerCommand::Program { .. } => writeln!(f, "workers     {workers} of `{command}`: {ids}")?,
             }
         }
         writeln!(f, "control     {}", self.control.display())?;
@@ -45,7 +43,6 @@ impl Display for StartLines<'_> {
 
 impl StartLines<'_> {
     fn what_to_try(&self) -> Vec<String> {
-        let GroupSpec { listen, workers, command, .. } = self.spec;
         let mut call = self.invocation.to_owned();
         if self.control != Path::new(control::DEFAULT_PATH) {
             call.push_str(" --control ");
@@ -53,16 +50,19 @@ impl StartLines<'_> {
         }
         let mut hints = Vec::new();
         // What other programs speak is their own affair.
-        if *command == WorkerCommand::BuiltIn {
-            hints.push(format!("curl -si {}", curl_address(*listen)));
+        if let Some(spec) = self.groups.iter().find(|spec| spec.command == WorkerCommand::BuiltIn) {
+            hints.push(format!("curl -si {}", curl_address(spec.listen)));
         }
         hints.push(format!("{call} status"));
-        // The last eligible worker is not drained.
-        hints.push(match workers {
-            0 | 1 => format!("{call} policy"),
-            2 => format!("{call} drain 1"),
-            _ => format!("{call} drain 2"),
-        });
+        if let Some(GroupSpec { name, workers, .. }) = self.groups.first() {
+            let which = if self.groups.len() > 1 { format!(" --group {name}") } else { String::new() };
+            // The last eligible worker is not drained.
+            hints.push(match workers {
+                0 | 1 => format!("{call} policy{which}"),
+                2 => format!("{call} drain 1{which}"),
+                _ => format!("{call} drain 2{which}"),
+            });
+        }
         hints.push("Ctrl-C ends".into());
         hints
     }
@@ -123,7 +123,8 @@ mod tests {
     }
 
     fn lines(spec: &GroupSpec, control: &str) -> String {
-        StartLines { spec, control: Path::new(control), invocation: "reuseport-lb" }.to_string()
+        let groups = std::slice::from_ref(spec);
+        StartLines { groups, control: Path::new(control), invocation: "reuseport-lb" }.to_string()
     }
 
     #[test]
@@ -165,6 +166,32 @@ try         reuseport-lb --control '/tmp/my sock' status · reuseport-lb --contr
         );
         let built_in = GroupSpec { command: WorkerCommand::BuiltIn, ..spec };
         assert!(lines(&built_in, "/x").contains("curl -si 'http://[fd00::1]:80' · "));
+    }
+
+    #[test]
+    fn each_group_has_its_lines_and_commands_name_one() {
+        let other = GroupSpec {
+            name: "web".into(),
+            listen: "127.0.0.1:80".parse().expect("an address"),
+            workers: 2,
+            command: WorkerCommand::Program { program: "/bin/server".into(), args: vec![] },
+            ..spec()
+        };
+        let groups = [other, spec()];
+        let control = Path::new(control::DEFAULT_PATH);
+        assert_eq!(
+            StartLines { groups: &groups, control, invocation: "reuseport-lb" }.to_string(),
+            "\
+listening   127.0.0.1:80 (tcp, group web)
+policy      consistent-hash on flow
+workers     2 of `/bin/server`: 0-1
+listening   0.0.0.0:8080 (tcp, group default)
+policy      consistent-hash on flow
+workers     4 built-in: 0-3
+control     /run/reuseport-lb/control.sock
+try         curl -si localhost:8080 · reuseport-lb status · reuseport-lb drain 1 --group web · Ctrl-C ends
+"
+        );
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) async fn run_on(terminal_columns: Option<usize>, control: &Path, args
         look_again: Duration::from_millis(1),
     };
     let done = match parse(args) {
-        Ok((control, command)) => command.run(&control, env).await,
+        Ok((control, command)) => command.run(control, env).await,
         Err(e) => Err(e),
     };
     let status = finish(env, done);

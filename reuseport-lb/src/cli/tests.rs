@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use clap::CommandFactory as _;
-
 use super::*;
 use crate::control::testing::FakeDaemon;
 
@@ -17,7 +15,7 @@ fn parsed(line: &str) -> Command {
 
 #[test]
 fn clap_finds_no_fault() {
-    Cli::command().debug_assert();
+    command().debug_assert();
 }
 
 #[test]
@@ -45,6 +43,8 @@ fn good_command_lines_are_understood() {
         "--metrics 9464",
         "--metrics [::1]:9464",
         "--backlog 1 --hash-seed 0xfeed --pin-dir /x --log-format json --bpf-log trace",
+        "--config web.toml --pin-dir /x --log-format json --control /y",
+        "check web.toml --json",
         "status --json --group web",
         "--control /x status",
         "status --control /x",
@@ -91,6 +91,13 @@ async fn bad_command_lines_get_one_line_and_status_2() {
         ("--backlog 0", "--backlog"),
         ("--hash-seed x", "not a number of 64 bits"),
         ("--bpf-log loud", "possible values: off, error, warn, info, debug, trace"),
+        (
+            "--config x --listen :1",
+            "the argument '--config <FILE>' cannot be used with '--listen <ADDRESS>'; try",
+        ),
+        ("--config x --name a", "the argument '--config <FILE>' cannot be used with '--name <GROUP>'"),
+        ("--config x -- nginx", "the argument '--config <FILE>' cannot be used with '[COMMAND]...'"),
+        ("check", "<FILE>"),
         ("--policy hash status", "unexpected argument 'status'"),
         ("run nginx", "unexpected argument 'nginx'"),
         ("drain", "<WORKER>"),

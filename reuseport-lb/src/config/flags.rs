@@ -80,6 +80,16 @@ pub enum SpecError {
     Command(CommandNotFound),
 }
 
+impl SpecError {
+    /// The setting that is at fault.
+    pub const fn setting(&self) -> &'static str {
+        match self {
+            Self::HashOn(_) => "hash-on",
+            Self::Command(_) => "command",
+        }
+    }
+}
+
 /// One a CPU, but two at least: with one there is nothing to steer.
 fn default_workers() -> u16 {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
@@ -104,6 +114,18 @@ pub struct DaemonFlags {
 }
 
 impl DaemonFlags {
+    /// These, and where they say nothing, others.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        let Self { pin_dir, metrics, log_format, bpf_log } = self;
+        Self {
+            pin_dir: pin_dir.or(others.pin_dir),
+            metrics: metrics.or(others.metrics),
+            log_format: log_format.or(others.log_format),
+            bpf_log: bpf_log.or(others.bpf_log),
+        }
+    }
+
     /// What was given, and the defaults.
     pub fn settings(self) -> DaemonSettings {
         let Self { pin_dir, metrics, log_format, bpf_log } = self;
@@ -127,6 +149,22 @@ pub struct DaemonSettings {
     pub log_format: LogFormat,
     /// What the BPF programs log.
     pub bpf_log: Option<BpfLogLevel>,
+}
+
+impl DaemonSettings {
+    /// Each with its name and its value as it is shown.
+    pub(super) fn shown(&self) -> Vec<(&'static str, String)> {
+        let Self { pin_dir, metrics, log_format, bpf_log } = self;
+        let word = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(|| "off".into(), |value| value.get_name().to_owned())
+        };
+        vec![
+            ("pin-dir", pin_dir.display().to_string()),
+            ("metrics", metrics.map_or_else(|| "off".into(), |address| address.to_string())),
+            ("log-format", word(log_format.to_possible_value())),
+            ("bpf-log", word(bpf_log.and_then(|level| level.to_possible_value()))),
+        ]
+    }
 }
 
 /// How log lines look.

@@ -11,7 +11,12 @@ use clap::ValueEnum;
 
 use crate::policy::PolicySpec;
 
+pub mod difference;
+pub mod file;
 pub mod flags;
+mod schema;
+pub mod settings;
+pub mod source;
 pub mod values;
 
 /// The most workers that one group takes.

@@ -1,0 +1,64 @@
+//! A group's settings one by one, as the user writes them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{GroupSpec, WorkerCommand};
+
+/// One setting of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The name, as in the configuration file.
+    pub name: &'static str,
+    /// The value, as it is shown.
+    pub value: String,
+    /// When a change of it comes to bear.
+    pub applies: Applies,
+}
+
+/// When a change of a setting comes to bear, in a group that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Applies {
+    /// At once.
+    Now,
+    /// For each worker when it is started the next time.
+    NextStart,
+    /// By a new group in the place of the old one, which finishes what it has.
+    NewGroup,
+}
+
+impl GroupSpec {
+    /// The settings, all but the name.
+    pub fn settings(&self) -> Vec<Setting> {
+        use Applies::{NewGroup, NextStart, Now};
+
+        // Taken apart, so that a further setting is not forgotten here.
+        let Self { name: _, listen, workers, policy, command, grace, backlog, stall_after, hash_seed } = self;
+        let duration = |duration| humantime::format_duration(duration).to_string();
+        [
+            ("listen", listen.to_string(), NewGroup),
+            ("workers", workers.to_string(), Now),
+            ("policy", policy.to_string(), Now),
+            ("hash-seed", hash_seed.to_string(), Now),
+            ("grace", duration(*grace), Now),
+            ("stall-after", duration(*stall_after), Now),
+            ("backlog", backlog.to_string(), Now),
+            ("command", command.to_string(), NextStart),
+        ]
+        .map(|(name, value, applies)| Setting { name, value, applies })
+        .into()
+    }
+}
+
+/// As one would type it into a shell.
+impl std::fmt::Display for WorkerCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("built-in"),
+            Self::Program { program, args } => {
+                let words = std::iter::once(program.as_os_str()).chain(args.iter().map(AsRef::as_ref));
+                f.write_str(&shell_words::join(words.map(|word| word.to_string_lossy().into_owned())))
+            }
+        }
+    }
+}
