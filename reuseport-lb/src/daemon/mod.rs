@@ -16,6 +16,7 @@ use crate::{
 
 mod events;
 mod listener;
+mod manager;
 mod owner;
 mod process;
 mod runner;

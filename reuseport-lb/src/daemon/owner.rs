@@ -1,12 +1,16 @@
 //! The one task that owns everything: it takes requests and events, and hands each to the group that it is about.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc;
 
 use super::{
     GroupName, Reply, Request, RequestError,
     events::{Event, EventQueue, Key},
+    manager::Manager,
     runner::Runner,
 };
 use crate::control::Status;
@@ -18,6 +22,7 @@ pub struct Daemon {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) started: Instant,
     pub(super) ending: bool,
+    pub(super) manager: Manager,
 }
 
 impl Daemon {
@@ -25,8 +30,10 @@ impl Daemon {
     ///
     /// The first message on `stop` ends the workers in peace, within their groups' grace periods; the second at once.
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) {
+        self.report();
         while !(self.ending && self.groups.values().all(Runner::is_gone)) {
-            let wake = self.groups.values().filter_map(Runner::next_wake).min();
+            let groups = self.groups.values().filter_map(Runner::next_wake);
+            let wake = groups.chain(self.manager.next_wake()).min();
             tokio::select! {
                 Some(request) = self.requests.recv() => self.answer(request),
                 Some((key, event)) = self.events.next() => self.happened(key, event),
@@ -34,12 +41,38 @@ impl Daemon {
                 () = sleep_until(wake) => {}
             }
             self.advance();
+            self.report();
         }
         tracing::info!("all workers have ended");
     }
 
+    /// Tells the service manager how things are.
+    fn report(&mut self) {
+        if !self.manager.is_present() {
+            return;
+        }
+        if !self.ending {
+            let serves = self.groups.values().all(Runner::serves);
+            self.manager.update(serves, self.summary());
+        }
+        self.manager.alive(Instant::now());
+    }
+
+    /// One line for `systemctl status`.
+    fn summary(&self) -> String {
+        let groups = self.groups.len();
+        let (active, all) = self
+            .groups
+            .values()
+            .map(Runner::active_of_all)
+            .fold((0, 0), |sum, group| (sum.0 + group.0, sum.1 + group.1));
+        format!("{groups} group{}, {active} of {all} workers active", if groups == 1 { "" } else { "s" })
+    }
+
     /// Ends: in peace the first time, at once when asked again.
     fn end(&mut self) {
+        let grace = self.groups.values().map(Runner::grace).max().unwrap_or_default();
+        self.manager.stopping(if self.ending { Duration::ZERO } else { grace });
         for runner in self.groups.values_mut() {
             runner.end(self.ending);
         }

@@ -20,7 +20,7 @@ use crate::{
     config::GroupSpec,
     control::{DrainRequest, GroupStatus, WorkerStatus},
     datapath::{self, Applied, Datapath as _, KernelDatapath},
-    group::{Action, Group, Refusal, Seen, WorkerId, WorkerState},
+    group::{Action, Group, Refusal, Seen, Wish, Worker, WorkerId, WorkerState},
     policy::PolicySpec,
     worker::{Launch, Process, descriptors::OpenFiles},
 };
@@ -64,6 +64,23 @@ impl Runner {
         let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
         let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
         [drain, stall, self.group.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// How long the workers may take to finish in the end.
+    pub(super) const fn grace(&self) -> Duration {
+        self.spec.grace
+    }
+
+    /// Whether new connections are served, as far as the user wants them served.
+    pub(super) fn serves(&self) -> bool {
+        let mut workers = self.group.workers().map(|(_, worker)| worker);
+        workers.clone().any(Worker::serves) || workers.all(|worker| worker.wish != Wish::Serve)
+    }
+
+    /// How many workers are active, and how many there are.
+    pub(super) fn active_of_all(&self) -> (usize, usize) {
+        let active = self.group.workers().filter(|(_, worker)| worker.state() == WorkerState::Active);
+        (active.count(), self.group.workers().count())
     }
 
     /// All workers end: within the grace period, or at once.

@@ -6,6 +6,7 @@ use super::{
     Daemon, Handle,
     events::{Event, EventQueue, Events},
     listener::Listener,
+    manager::Manager,
     runner::{Logged, Runner},
 };
 use crate::{
@@ -131,7 +132,14 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         groups.insert(name, runner);
     }
     let (handle, requests) = Handle::new();
-    let mut daemon = Daemon { groups, events, requests, started: Instant::now(), ending: false };
+    let mut daemon = Daemon {
+        groups,
+        events,
+        requests,
+        started: Instant::now(),
+        ending: false,
+        manager: Manager::from_environment(),
+    };
     // No worker runs before all groups stand, so that there is none to end when one of them cannot be.
     daemon.advance();
     Ok((daemon, handle))

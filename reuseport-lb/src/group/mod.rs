@@ -92,7 +92,7 @@ impl Group {
     }
 
     /// The workers by id.
-    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, &Worker)> + Clone {
         self.workers.iter().map(|(id, worker)| (*id, worker))
     }
 

@@ -1,0 +1,123 @@
+//! The daemon as a service: what it tells the manager that started it.
+
+use std::{path::Path, sync::Arc};
+
+use reuseport_lb::group::WorkerState;
+use reuseport_lb_tests::{Daemon, GroupExt, Launch, Load, Netns, eventually, in_netns};
+use tempfile::TempDir;
+use tokio::net::UnixDatagram;
+
+/// The end of the notify socket that systemd has.
+struct Manager {
+    _folder: TempDir,
+    path: String,
+    socket: UnixDatagram,
+    told: Vec<String>,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        let path = Path::display(&path).to_string();
+        Self { _folder: folder, path, socket, told: Vec::new() }
+    }
+
+    /// Starts a daemon with this manager, and these variables besides.
+    fn launch(&self, launch: Launch, variables: &[&str]) -> Launch {
+        let notify = format!("NOTIFY_SOCKET={}", self.path);
+        launch.wrapper(&[&["env", notify.as_str()], variables].concat())
+    }
+
+    /// All lines so far.
+    fn told(&mut self) -> &[String] {
+        let mut datagram = [0; 4096];
+        while let Ok(length) = self.socket.try_recv(&mut datagram) {
+            let text = String::from_utf8_lossy(&datagram[..length]);
+            self.told.extend(text.lines().map(str::to_owned));
+        }
+        &self.told
+    }
+
+    /// Waits until this was told, and gives the whole line.
+    async fn wait(&mut self, what: &str) -> String {
+        eventually(&format!("{what} was told"), async || {
+            let told = self.told();
+            told.iter().find(|line| line.starts_with(what)).cloned().ok_or_else(|| format!("told: {told:?}"))
+        })
+        .await
+    }
+
+    fn count(&mut self, what: &str) -> usize {
+        self.told().iter().filter(|line| *line == what).count()
+    }
+}
+
+async fn start(manager: &mut Manager, netns: &Arc<Netns>, variables: &[&str]) -> Daemon {
+    let launch = manager.launch(Launch::policy("round-robin").workers(3), variables);
+    let daemon = launch.spawn(netns);
+    manager.wait("READY=1").await;
+    daemon
+}
+
+#[test]
+fn a_daemon_that_says_it_is_ready_serves() {
+    in_netns(async |netns| {
+        let mut manager = Manager::new();
+        let daemon = start(&mut manager, &netns, &[]).await;
+        // Not a moment later: the first connection after the word is served.
+        daemon.client().ask("/").await.expect("an answer");
+        assert!(daemon.group().await.workers.iter().any(|worker| worker.state == WorkerState::Active));
+
+        manager.wait("STATUS=1 group, 3 of 3 workers active").await;
+        daemon.tell(&["drain", "1"]).await;
+        manager.wait("STATUS=1 group, 2 of 3 workers active").await;
+        assert_eq!(manager.count("READY=1"), 1);
+        assert_eq!(manager.count("STOPPING=1"), 0);
+        assert_eq!(manager.count("WATCHDOG=1"), 0, "nobody asked for it");
+
+        daemon.stop().await;
+        manager.wait("STOPPING=1").await;
+        // 30 seconds of grace, and some.
+        let extended = manager.wait("EXTEND_TIMEOUT_USEC=").await;
+        let micros: u64 = extended.split('=').next_back().and_then(|n| n.parse().ok()).expect("a number");
+        assert!(micros > 30_000_000, "{extended}");
+    });
+}
+
+#[test]
+fn the_watchdog_hears_from_the_owner_under_load() {
+    in_netns(async |netns| {
+        let mut manager = Manager::new();
+        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=200000"]).await;
+        let load = Load::start(&daemon.client(), 4);
+        let heard = manager.count("WATCHDOG=1");
+        eventually("the watchdog hears ten times more", async || {
+            let now = manager.count("WATCHDOG=1");
+            if now >= heard + 10 { Ok(()) } else { Err(format!("{now} times")) }
+        })
+        .await;
+        load.stop().await.assert_nothing_failed();
+
+        // Workers are told nothing of the daemon's manager, and tell it nothing.
+        let worker = daemon.group().await.worker(0).pid.expect("it runs");
+        let environment = std::fs::read(format!("/proc/{worker}/environ")).expect("its environment");
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(!environment.contains(&manager.path), "{environment}");
+        assert!(!environment.contains("WATCHDOG_USEC=200000"), "{environment}");
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_manager_that_has_gone_does_no_harm() {
+    in_netns(async |netns| {
+        let mut manager = Manager::new();
+        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=100000"]).await;
+        drop(manager);
+        daemon.tell(&["drain", "2"]).await;
+        daemon.client().ask("/").await.expect("an answer");
+        daemon.stop().await;
+    });
+}
