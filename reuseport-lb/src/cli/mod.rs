@@ -66,7 +66,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::Run),
+    Run(Box<run::Run>),
     Check(check::Check),
     Status(status::Status),
     Policy(policy::Policy),

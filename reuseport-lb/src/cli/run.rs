@@ -21,7 +21,7 @@ use crate::{
         source::{Loaded, Source, control_path},
         values,
     },
-    control::{metrics, server},
+    control::{access::Access, metrics, server},
     daemon,
 };
 
@@ -45,7 +45,8 @@ impl Run {
     pub(super) async fn run(self, control: Option<PathBuf>, env: &mut Env<'_>) -> anyhow::Result<()> {
         let (loaded, _source) = self.load(control)?;
         let Loaded { control, daemon, groups } = loaded;
-        let DaemonSettings { pin_dir, metrics, log_format, bpf_log } = daemon;
+        let DaemonSettings { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } =
+            daemon;
         logging::init(log_format, bpf_log)?;
         let executable = std::env::current_exe().context("cannot find the own program file")?;
 
@@ -53,7 +54,8 @@ impl Run {
         // A signal that comes during the start waits until the daemon can clean up after itself.
         let stop = signals::stop_requests().context("cannot handle signals")?;
         // First of all, so that a second daemon is refused before it has touched anything.
-        let socket = server::bind(&control)?;
+        let access = Access { control: control_group, readonly: control_readonly_group };
+        let socket = server::bind(&control, access)?;
         let metrics_socket = match metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,

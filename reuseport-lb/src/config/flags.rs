@@ -5,7 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, thread, time::Duration}
 
 use clap::{Args, ValueEnum};
 
-use super::{BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, WorkerCommand, values};
+use super::{BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, UserGroup, WorkerCommand, values};
 use crate::policy::{HashOn, Policy};
 
 /// listen(2) takes an `int`.
@@ -102,6 +102,12 @@ pub struct DaemonFlags {
     /// Where BPF programs and maps are pinned [default: /sys/fs/bpf/reuseport-lb]
     #[arg(long, value_name = "PATH")]
     pin_dir: Option<PathBuf>,
+    /// The users of this group may use the control socket, as root may
+    #[arg(long, value_name = "GROUP", value_parser = values::user_group)]
+    control_group: Option<UserGroup>,
+    /// The users of this group may see by the control socket what there is, and change nothing
+    #[arg(long, value_name = "GROUP", value_parser = values::user_group)]
+    control_readonly_group: Option<UserGroup>,
     // Not a doc comment, as above.
     #[arg(long, help = "Serve metrics over HTTP at /metrics of this address, too: ADDRESS:PORT, or PORT of 127.0.0.1", value_name = "ADDRESS", value_parser = values::metrics_address)]
     metrics: Option<SocketAddr>,
@@ -117,9 +123,11 @@ impl DaemonFlags {
     /// These, and where they say nothing, others.
     #[must_use]
     pub fn or(self, others: Self) -> Self {
-        let Self { pin_dir, metrics, log_format, bpf_log } = self;
+        let Self { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } = self;
         Self {
             pin_dir: pin_dir.or(others.pin_dir),
+            control_group: control_group.or(others.control_group),
+            control_readonly_group: control_readonly_group.or(others.control_readonly_group),
             metrics: metrics.or(others.metrics),
             log_format: log_format.or(others.log_format),
             bpf_log: bpf_log.or(others.bpf_log),
@@ -128,9 +136,11 @@ impl DaemonFlags {
 
     /// What was given, and the defaults.
     pub fn settings(self) -> DaemonSettings {
-        let Self { pin_dir, metrics, log_format, bpf_log } = self;
+        let Self { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } = self;
         DaemonSettings {
             pin_dir: pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()),
+            control_group,
+            control_readonly_group,
             metrics,
             log_format: log_format.unwrap_or(LogFormat::Text),
             bpf_log: bpf_log.and_then(BpfLog::level),
@@ -143,6 +153,10 @@ impl DaemonFlags {
 pub struct DaemonSettings {
     /// The folder for pins, on a BPF file system.
     pub pin_dir: PathBuf,
+    /// Who may use the control socket, besides root and the daemon's own user.
+    pub control_group: Option<UserGroup>,
+    /// Who may look by the control socket.
+    pub control_readonly_group: Option<UserGroup>,
     /// Where metrics are served over TCP, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// How log lines look.
@@ -154,12 +168,17 @@ pub struct DaemonSettings {
 impl DaemonSettings {
     /// Each with its name and its value as it is shown.
     pub(super) fn shown(&self) -> Vec<(&'static str, String)> {
-        let Self { pin_dir, metrics, log_format, bpf_log } = self;
+        let Self { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } = self;
+        let group = |group: &Option<UserGroup>| {
+            group.as_ref().map_or_else(|| "off".into(), |group: &UserGroup| group.name.clone())
+        };
         let word = |value: Option<clap::builder::PossibleValue>| {
             value.map_or_else(|| "off".into(), |value| value.get_name().to_owned())
         };
         vec![
             ("pin-dir", pin_dir.display().to_string()),
+            ("control-group", group(control_group)),
+            ("control-readonly-group", group(control_readonly_group)),
             ("metrics", metrics.map_or_else(|| "off".into(), |address| address.to_string())),
             ("log-format", word(log_format.to_possible_value())),
             ("bpf-log", word(bpf_log.and_then(|level| level.to_possible_value()))),

@@ -45,6 +45,15 @@ pub struct GroupSpec {
     pub hash_seed: u64,
 }
 
+/// A group of users of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserGroup {
+    /// Its name, as the user wrote it.
+    pub name: String,
+    /// Its id.
+    pub id: u32,
+}
+
 /// What a worker runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WorkerCommand {

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
+use nix::unistd::Group;
+
 use crate::{
-    config::MAX_WORKERS,
+    config::{MAX_WORKERS, UserGroup},
     group::{WEIGHT_RANGE, WorkerId},
     policy::{HashOn, Policy, PolicySpec},
 };
@@ -182,6 +184,25 @@ pub fn group_name(text: &str) -> Result<String, InvalidValue> {
     Ok(text.to_owned())
 }
 
+/// Looks a group of users up, by its name or its number.
+///
+/// # Errors
+///
+/// There is no such group on this host.
+pub fn user_group(text: &str) -> Result<UserGroup, InvalidValue> {
+    let known = |id| UserGroup { name: text.to_owned(), id };
+    if let Ok(id) = text.parse() {
+        return Ok(known(id));
+    }
+    match Group::from_name(text) {
+        Ok(Some(group)) => Ok(known(group.gid.as_raw())),
+        Ok(None) => {
+            Err(InvalidValue("this host has no such group; `getent group` lists those it has".into()))
+        }
+        Err(error) => Err(InvalidValue(format!("groups cannot be looked up: {error}"))),
+    }
+}
+
 /// Puts a policy and what it hashes together.
 ///
 /// # Errors
@@ -277,6 +298,15 @@ mod tests {
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
         for text in ["", "-1", "soon", "18446744073709551615", "2years"] {
             duration(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn user_groups_are_looked_up() {
+        assert_eq!(user_group("root").map(|group| group.id), Ok(0));
+        assert_eq!(user_group("54321").map(|group| group.id), Ok(54_321));
+        for text in ["", "no-such-group-here", "-1", "4294967296"] {
+            user_group(text).expect_err(text);
         }
     }
 

@@ -11,7 +11,7 @@
 //! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
 //!
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
-//! (malformed), 404 (no such group, worker or route), 405 (not this method), 408 (the body did not come in time), 409
+//! (malformed), 403 (not for this user), 404 (no such group, worker or route), 405 (not this method), 408 (the body did not come in time), 409
 //! (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain` means the default.
 
 use std::{fmt, net::SocketAddr};
@@ -24,6 +24,7 @@ use crate::{
     policy::PolicySpec,
 };
 
+pub mod access;
 pub mod client;
 pub mod metrics;
 pub mod server;

@@ -72,6 +72,11 @@ pub(super) trait Listener {
     type Stream: AsyncRead + AsyncWrite + Send + 'static;
 
     async fn accept(&self) -> io::Result<Self::Stream>;
+
+    /// `router` as whoever is at the other end may use it.
+    fn limit(&self, router: &Router, _: &Self::Stream) -> Router {
+        router.clone()
+    }
 }
 
 impl Listener for ControlSocket {
@@ -79,6 +84,10 @@ impl Listener for ControlSocket {
 
     async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn limit(&self, router: &Router, stream: &UnixStream) -> Router {
+        self.access.limit(router, stream)
     }
 }
 
@@ -89,7 +98,6 @@ pub(super) async fn serve_on<L: Listener>(
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
-    let service = TowerToHyperService::new(router);
     let connections = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
@@ -102,9 +110,10 @@ pub(super) async fn serve_on<L: Listener>(
             () = &mut shutdown => break,
             accepted = accept(&socket, &connections) => accepted,
         };
+        let service = TowerToHyperService::new(socket.limit(&router, &stream));
         let mut stream = Box::pin(TimeoutStream::new(stream));
         stream.as_mut().set_write_timeout_pinned(Some(WRITE_PATIENCE));
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             if let Err(e) = connection.await {
                 tracing::debug!(error = %e, "a connection for control or metrics ended early");
@@ -212,6 +221,10 @@ pub(super) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 pub(super) struct ApiError(StatusCode, String);
 
 impl ApiError {
+    pub(super) const fn new(status: StatusCode, why: String) -> Self {
+        Self(status, why)
+    }
+
     fn malformed(why: impl Display) -> Self {
         Self(StatusCode::BAD_REQUEST, why.to_string())
     }

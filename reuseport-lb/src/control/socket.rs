@@ -1,10 +1,10 @@
-//! The control socket as a file: one daemon owns it, and nobody but its user may connect.
+//! The control socket as a file: one daemon owns it, and nobody may connect who has no business with it.
 
 use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::{
-        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
+        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
         net::UnixListener as StdUnixListener,
     },
     path::{Path, PathBuf},
@@ -20,6 +20,8 @@ use rustix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
+use super::access::Access;
+
 /// How many connections may wait to be accepted. Clients that do not block, as the usual runtimes' do not, are refused
 /// at once where there is no room, so there is more than a daemon that is busy for a moment needs.
 const BACKLOG: i32 = 1024;
@@ -28,13 +30,11 @@ const BACKLOG: i32 = 1024;
 /// it longer is no daemon of ours.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Only the daemon's user, which is root, may connect.
-const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-
 /// A listening control socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct ControlSocket {
     pub(super) listener: UnixListener,
+    pub(super) access: Access,
     path: PathBuf,
     file: FileId,
 }
@@ -90,7 +90,7 @@ impl BindError {
     }
 }
 
-/// Makes the control socket, with mode 0600 and listening from the first moment that its name exists.
+/// Makes the control socket, for those whom `access` names, listening from the first moment that its name exists.
 ///
 /// The folder is made when it is missing. A socket whose daemon is gone is replaced.
 ///
@@ -101,7 +101,7 @@ impl BindError {
 /// # Panics
 ///
 /// Outside a Tokio runtime.
-pub fn bind(path: &Path) -> Result<ControlSocket, BindError> {
+pub fn bind(path: &Path, access: Access) -> Result<ControlSocket, BindError> {
     let name_missing = || BindError::NoName { path: path.to_owned() };
     path.file_name().ok_or_else(name_missing)?;
     let folder = match path.parent().ok_or_else(name_missing)? {
@@ -118,12 +118,17 @@ pub fn bind(path: &Path) -> Result<ControlSocket, BindError> {
     // A crash between `bind` and `rename` leaves this name behind; whoever gets our process id next removes it.
     let unnamed = folder.join(format!(".{}", std::process::id()));
     remove_if_exists(&unnamed).map_err(BindError::io("remove", &unnamed))?;
-    let listener = listen(&unnamed).map_err(BindError::io("make the control socket", path))?;
+    let listener = listen(&unnamed, &access)
+        .map_err(BindError::io("make the control socket", path))
+        .inspect_err(|_| {
+            // The first error is the one to tell; a hidden name that stays harms nobody.
+            drop(remove_if_exists(&unnamed));
+        })?;
     let renamed = fs::symlink_metadata(&unnamed).and_then(|made| fs::rename(&unnamed, path).map(|()| made));
     match renamed {
-        Ok(made) => Ok(ControlSocket { listener, path: path.to_owned(), file: file_id(&made) }),
+        Ok(made) => Ok(ControlSocket { listener, access, path: path.to_owned(), file: file_id(&made) }),
         Err(e) => {
-            // The first error is the one to tell; a hidden name that stays harms nobody.
+            // As above.
             drop(remove_if_exists(&unnamed));
             Err(BindError::io("make the control socket", path)(e))
         }
@@ -170,12 +175,21 @@ fn check_free(path: &Path) -> Result<(), BindError> {
     }
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path, access: &Access) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     // `bind` gives the new name the mode of the socket's own inode, so there is no moment in which others may
     // connect, whatever the umask: `unix_bind_bsd` in net/unix/af_unix.c.
-    fchmod(&socket, SOCKET_MODE)?;
+    let private = Mode::RUSR | Mode::WUSR;
+    fchmod(&socket, private)?;
     socket.bind(&SockAddr::unix(path)?)?;
+    let (mode, group) = access.file();
+    if group.is_some() {
+        std::os::unix::fs::chown(path, None, group)?;
+    }
+    // After the group: what the mode allows is for this group and no other.
+    if mode != private {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode.as_raw_mode()))?;
+    }
     socket.listen(BACKLOG)?;
     UnixListener::from_std(StdUnixListener::from(socket))
 }
@@ -211,8 +225,6 @@ impl Drop for ControlSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn folder() -> tempfile::TempDir {
@@ -228,7 +240,7 @@ mod tests {
     async fn the_socket_is_private_and_goes_with_its_owner() {
         let folder = folder();
         let path = folder.path().join("made/on/the/way/control.sock");
-        let socket = bind(&path).expect("nothing is in the way");
+        let socket = bind(&path, Access::default()).expect("nothing is in the way");
         let mode = fs::metadata(&path).expect("the socket").permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
         assert_eq!(names(path.parent().expect("a parent")), ["control.sock"]);
@@ -240,19 +252,19 @@ mod tests {
     async fn a_second_daemon_is_refused_and_told_by_whom() {
         let folder = folder();
         let path = folder.path().join("control.sock");
-        let socket = bind(&path).expect("nothing is in the way");
-        let refused = bind(&path).expect_err("the first one listens");
+        let socket = bind(&path, Access::default()).expect("nothing is in the way");
+        let refused = bind(&path, Access::default()).expect_err("the first one listens");
         let ours = i32::try_from(std::process::id()).expect("process ids are positive");
         assert!(matches!(refused, BindError::InUse { pid: Some(pid), .. } if pid == ours), "{refused:?}");
         drop(socket);
-        bind(&path).expect("the first one is gone");
+        bind(&path, Access::default()).expect("the first one is gone");
     }
 
     #[tokio::test]
     async fn a_daemon_that_hangs_is_not_taken_for_a_dead_one() {
         let folder = folder();
         let path = folder.path().join("control.sock");
-        let _socket = bind(&path).expect("nothing is in the way");
+        let _socket = bind(&path, Access::default()).expect("nothing is in the way");
         let fill = || {
             let filler = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
             filler.connect(&SockAddr::unix(&path)?).map(|()| filler)
@@ -266,7 +278,7 @@ mod tests {
             assert!(waiting.len() < 10_000, "the backlog has no end");
         };
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
-        let refused = bind(&path).expect_err("the first one listens");
+        let refused = bind(&path, Access::default()).expect_err("the first one listens");
         assert!(matches!(refused, BindError::InUse { pid: None, .. }), "{refused:?}");
     }
 
@@ -277,9 +289,9 @@ mod tests {
         drop(StdUnixListener::bind(&path).expect("a socket"));
         let leftover = folder.path().join(format!(".{}", std::process::id()));
         drop(StdUnixListener::bind(leftover).expect("a socket that a crash left"));
-        let _socket = bind(&path).expect("nobody listens");
+        let _socket = bind(&path, Access::default()).expect("nobody listens");
         assert_eq!(names(folder.path()), ["control.sock"]);
-        bind(&path).expect_err("now somebody does");
+        bind(&path, Access::default()).expect_err("now somebody does");
     }
 
     #[tokio::test]
@@ -287,23 +299,23 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("control.sock");
         fs::write(&path, "precious").expect("a file");
-        assert!(matches!(bind(&path), Err(BindError::NotASocket { .. })));
+        assert!(matches!(bind(&path, Access::default()), Err(BindError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).expect("the file"), "precious");
         fs::remove_file(&path).expect("the file");
 
         let elsewhere = folder.path().join("elsewhere");
         drop(StdUnixListener::bind(&elsewhere).expect("a socket"));
         std::os::unix::fs::symlink(&elsewhere, &path).expect("a link");
-        assert!(matches!(bind(&path), Err(BindError::NotASocket { .. })));
-        assert!(matches!(bind(Path::new("/")), Err(BindError::NoName { .. })));
-        assert!(matches!(bind(&folder.path().join("..")), Err(BindError::NoName { .. })));
+        assert!(matches!(bind(&path, Access::default()), Err(BindError::NotASocket { .. })));
+        assert!(matches!(bind(Path::new("/"), Access::default()), Err(BindError::NoName { .. })));
+        assert!(matches!(bind(&folder.path().join(".."), Access::default()), Err(BindError::NoName { .. })));
     }
 
     #[tokio::test]
     async fn another_file_under_our_name_is_left_alone() {
         let folder = folder();
         let path = folder.path().join("control.sock");
-        let socket = bind(&path).expect("nothing is in the way");
+        let socket = bind(&path, Access::default()).expect("nothing is in the way");
         fs::remove_file(&path).expect("the socket");
         fs::write(&path, "precious").expect("a file");
         drop(socket);
@@ -318,7 +330,7 @@ mod tests {
         let starting: Vec<_> = (0..16)
             .map(|_| {
                 let path = path.clone();
-                tokio::task::spawn_blocking(move || bind(&path))
+                tokio::task::spawn_blocking(move || bind(&path, Access::default()))
             })
             .collect();
         let mut won = Vec::new();
@@ -337,8 +349,8 @@ mod tests {
         let path = folder.path().join("control.sock");
         let held = File::open(folder.path()).expect("the folder");
         flock(&held, FlockOperation::LockExclusive).expect("the lock");
-        assert!(matches!(bind(&path), Err(BindError::Locked { .. })));
+        assert!(matches!(bind(&path, Access::default()), Err(BindError::Locked { .. })));
         drop(held);
-        bind(&path).expect("the lock is free");
+        bind(&path, Access::default()).expect("the lock is free");
     }
 }

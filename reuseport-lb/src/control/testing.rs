@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use crate::{
     control::{
         Connections, DrainRequest, GroupStatus, Mode, Outcomes, Protocol, Stalls, Status, WorkerStatus,
-        client::Client, server,
+        access::Access, client::Client, server,
     },
     daemon::{GroupName, Handle, Request, RequestError},
     group::{WorkerId, WorkerState},
@@ -28,7 +28,8 @@ impl FakeDaemon {
 
     pub(crate) fn start_with(status: Status) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let socket = server::bind(&folder.path().join("control.sock")).expect("the folder is empty");
+        let socket = server::bind(&folder.path().join("control.sock"), Access::default())
+            .expect("the folder is empty");
         let (end, ended) = oneshot::channel();
         let (handle, is_shut_down) = Self::answer(status);
         let server = tokio::spawn(server::serve(socket, handle, async {
