@@ -19,14 +19,18 @@ mod generate;
 mod hidden;
 mod logging;
 mod metrics;
+mod operation;
 mod policy;
 mod progress;
 mod render;
+mod restart;
 mod run;
+mod scale;
 mod shutdown;
 mod signals;
 mod start_lines;
 mod status;
+mod stop;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -76,6 +80,10 @@ enum Command {
     Metrics(metrics::Metrics),
     Top(top::Top),
     Doctor(doctor::Doctor),
+    Restart(restart::Restart),
+    Scale(scale::Scale),
+    Stop(stop::Stop),
+    Start(stop::Start),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -160,6 +168,10 @@ impl Command {
             Self::Metrics(command) => command.run(control, env).await,
             Self::Top(command) => command.run(control, env).await,
             Self::Doctor(command) => command.run(control, env).await,
+            Self::Restart(command) => command.run(control, env).await,
+            Self::Scale(command) => command.run(control, env).await,
+            Self::Stop(command) => command.run(control, env).await,
+            Self::Start(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),

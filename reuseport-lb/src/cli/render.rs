@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::env::Env;
 use crate::{
-    control::{GroupStatus, Outcomes, Stalls, WorkerStatus},
+    control::{FailedWorker, GroupStatus, OperationState, OperationStatus, Outcomes, Stalls, WorkerStatus},
     group::{WorkerId, WorkerState},
 };
 
@@ -19,15 +19,57 @@ pub(super) fn json(env: &mut Env<'_>, value: &impl Serialize) -> io::Result<()> 
 
 /// A group: a head line, its workers, its outcomes.
 pub(super) fn group(group: &GroupStatus) -> String {
-    let GroupStatus { name, protocol, listen, mode, policy, workers, outcomes } = group;
+    let GroupStatus { name, protocol, listen, mode, policy, workers, operation, outcomes } = group;
     format!(
-        "{name} · {listen} {} · {} · {}\n\n{}\n\n{}\n",
+        "{name} · {listen} {} · {} · {}\n\n{}\n\n{}{}{}\n",
         protocol,
         policy,
         mode,
         worker_table(workers),
+        last_words(workers),
+        operation
+            .as_ref()
+            .filter(|operation| operation.state != OperationState::Done)
+            .map_or_else(String::new, |operation| format!("{}\n", self::operation(operation))),
         self::outcomes(outcomes),
     )
+}
+
+/// What those wrote last that are down, and a blank line.
+fn last_words(workers: &[WorkerStatus]) -> String {
+    let mut text = String::new();
+    for WorkerStatus { id, last_words, .. } in workers {
+        for line in last_words {
+            text.push_str(&format!("worker {id} wrote: {line}\n"));
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// How an operation is going.
+pub(super) fn operation(operation: &OperationStatus) -> String {
+    let OperationStatus { id, kind, state, seconds, done, under_way, waiting, failed } = operation;
+    let state = match state {
+        OperationState::Running => "running",
+        OperationState::Done => "done",
+        OperationState::Failed => "failed",
+    };
+    let mut text = format!("operation {id}: {kind} {state} after {seconds:.1}s");
+    let mut part = |what: &str, ids: Vec<WorkerId>| {
+        if !ids.is_empty() {
+            text.push_str(&format!(", {what} {}", id_ranges(ids)));
+        }
+    };
+    part("done", done.clone());
+    part("at", under_way.iter().map(|at| at.worker).collect());
+    part("waiting", waiting.clone());
+    for FailedWorker { worker, reason } in failed {
+        text.push_str(&format!(", worker {worker} did not come back ({reason})"));
+    }
+    text
 }
 
 fn worker_table(workers: &[WorkerStatus]) -> String {
@@ -35,6 +77,10 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
         "WORKER", "PID", "STATE", "WEIGHT", "ACTIVE", "PENDING", "QUEUED", "SELECTED", "MIGRATED",
         "RESTARTS", "STALLS",
     ];
+    let with_status = workers.iter().any(|worker| worker.status.is_some() || worker.reloading);
+    if with_status {
+        header.push("STATUS");
+    }
     let with_reasons = workers.iter().any(|worker| worker.reason.is_some());
     if with_reasons {
         header.push("REASON");
@@ -43,7 +89,20 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
     // Lines keep their width whatever the terminal's: wrapped rows cannot be read, nor cut with awk.
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(&header);
-    for WorkerStatus { id, pid, state, reason, weight, connections, restarts, stalls } in workers {
+    for worker in workers {
+        let WorkerStatus {
+            id,
+            pid,
+            state,
+            reason,
+            last_words: _,
+            status,
+            reloading,
+            weight,
+            connections,
+            restarts,
+            stalls,
+        } = worker;
         let mut row = vec![
             id.to_string(),
             pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
@@ -57,6 +116,10 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             restarts.to_string(),
             self::stalls(stalls),
         ];
+        if with_status {
+            let reloading = if *reloading { "reloading" } else { "" };
+            row.push(status.clone().unwrap_or_else(|| reloading.into()));
+        }
         if with_reasons {
             row.push(reason.clone().unwrap_or_default());
         }
@@ -64,7 +127,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
     }
     for (column, title) in table.column_iter_mut().zip(&header) {
         column.set_padding((0, 2));
-        if !["STATE", "REASON"].contains(title) {
+        if !["STATE", "STATUS", "REASON"].contains(title) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

@@ -19,8 +19,7 @@ pub mod settings;
 pub mod source;
 pub mod values;
 
-/// The most workers that one group takes.
-pub const MAX_WORKERS: u16 = reuseport_lb_ebpf::limits::MAX_WORKERS as u16;
+pub use crate::group::MAX_WORKERS;
 
 /// A group to run, with its workers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 use crate::{
-    control::{DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, Status, WeightRequest, WorkerStatus},
+    control::{
+        DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, OperationStatus, RestartRequest, ScaleRequest,
+        Status, WeightRequest, WorkerStatus,
+    },
     group::WorkerId,
     policy::PolicySpec,
 };
@@ -140,6 +143,27 @@ impl Client {
     /// Gives a worker new connections again, and starts it when it is down.
     pub async fn undrain(&self, group: Option<&str>, worker: WorkerId) -> Result<WorkerStatus, Error> {
         self.ask(Method::DELETE, &worker_route(group, worker, "drain"), None::<&()>).await
+    }
+
+    /// Starts a worker that is down.
+    pub async fn start(&self, group: Option<&str>, worker: WorkerId) -> Result<WorkerStatus, Error> {
+        self.ask(Method::PUT, &worker_route(group, worker, "start"), None::<&()>).await
+    }
+
+    /// Begins to exchange the processes of workers; [`status`](Self::status) tells how far that is.
+    pub async fn restart(
+        &self,
+        group: Option<&str>,
+        request: RestartRequest,
+    ) -> Result<OperationStatus, Error> {
+        let group = group.unwrap_or(ONLY_GROUP);
+        self.ask(Method::POST, &format!("/v1/groups/{group}/restart"), Some(&request)).await
+    }
+
+    /// Begins to make the workers more or fewer; [`status`](Self::status) tells how far that is.
+    pub async fn scale(&self, group: Option<&str>, request: ScaleRequest) -> Result<OperationStatus, Error> {
+        let group = group.unwrap_or(ONLY_GROUP);
+        self.ask(Method::PUT, &format!("/v1/groups/{group}/scale"), Some(&request)).await
     }
 
     /// Gives a worker another weight, 1 to 256.

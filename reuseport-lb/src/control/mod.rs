@@ -6,13 +6,17 @@
 //! | `PUT /v1/groups/{group}/policy` | [`PolicySpec`] | [`GroupStatus`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/drain` | [`DrainRequest`] | [`WorkerStatus`] |
 //! | `DELETE /v1/groups/{group}/workers/{id}/drain` | | [`WorkerStatus`] |
+//! | `PUT /v1/groups/{group}/workers/{id}/start` | | [`WorkerStatus`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/weight` | [`WeightRequest`] | [`WorkerStatus`] |
+//! | `POST /v1/groups/{group}/restart` | [`RestartRequest`] | [`OperationStatus`]; it has begun |
+//! | `PUT /v1/groups/{group}/scale` | [`ScaleRequest`] | [`OperationStatus`]; it has begun |
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
 //! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
 //!
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
-//! (malformed), 403 (not for this user), 404 (no such group, worker or route), 405 (not this method), 408 (the body did not come in time), 409
-//! (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain` means the default.
+//! (malformed), 403 (not for this user), 404 (no such group, worker or route), 405 (not this method), 408 (the body did
+//! not come in time), 409 (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain`
+//! or `restart` means the default.
 
 use std::{fmt, net::SocketAddr};
 
@@ -20,7 +24,7 @@ use reuseport_lb_ebpf::outcome::{self, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    group::{WorkerId, WorkerState},
+    group::{Kind, Stage, WorkerId, WorkerState},
     policy::PolicySpec,
 };
 
@@ -66,8 +70,62 @@ pub struct GroupStatus {
     pub policy: PolicySpec,
     /// The workers, by id.
     pub workers: Vec<WorkerStatus>,
+    /// The operation that is under way, or else the last one since the daemon started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationStatus>,
     /// What became of the program's runs; they add up to the number of runs.
     pub outcomes: Outcomes,
+}
+
+/// A restart, or a change of the number of workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Its number: the first of a group is 1.
+    pub id: u64,
+    /// What it does.
+    pub kind: Kind,
+    /// How it is going.
+    pub state: OperationState,
+    /// How long it has been going on, or went on, in seconds.
+    pub seconds: f64,
+    /// The workers that are done, in order.
+    pub done: Vec<WorkerId>,
+    /// The workers that it is at.
+    pub under_way: Vec<AtWorker>,
+    /// The workers that have yet to come.
+    pub waiting: Vec<WorkerId>,
+    /// The workers that did not come back. Those behind them were left as they were.
+    pub failed: Vec<FailedWorker>,
+}
+
+/// How an operation is going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationState {
+    /// It is under way.
+    Running,
+    /// All was done.
+    Done,
+    /// Some workers did not come back.
+    Failed,
+}
+
+/// A worker that an operation is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtWorker {
+    /// The worker.
+    pub worker: WorkerId,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// A worker that did not come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedWorker {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Why.
+    pub reason: String,
 }
 
 /// The protocol of a group.
@@ -114,6 +172,15 @@ pub struct WorkerStatus {
     /// Why it is not active, where that is known and not the user's own doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The last lines that its process wrote to standard error, while it is down for that reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_words: Vec<String>,
+    /// What it says that it is doing, by the notify protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Whether it reads its configuration anew, by the notify protocol.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reloading: bool,
     /// Its weight.
     pub weight: u16,
     /// Its connections.
@@ -232,6 +299,33 @@ pub struct DrainRequest {
     /// Drain even the last eligible worker; new connections are then refused.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Which workers to restart, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartRequest {
+    /// One worker; without it, all that are not stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerId>,
+    /// How many at the same time; 1 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<u16>,
+    /// How long each may take to finish its connections, and as long again to end, in milliseconds; 30 s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Another number of workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// 1 to 1,024.
+    pub workers: u16,
+    /// How long those that go may take to finish their connections, and as long again to end, in milliseconds; 30 s
+    /// without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
 }
 
 /// A worker's new weight.

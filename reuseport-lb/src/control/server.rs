@@ -32,7 +32,10 @@ use tokio_io_timeout::TimeoutStream;
 pub use super::socket::{BindError, ControlSocket, bind};
 use crate::{
     config::values,
-    control::{DrainRequest, ErrorBody, GroupStatus, Status, WeightRequest, WorkerStatus, metrics},
+    control::{
+        DrainRequest, ErrorBody, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, Status,
+        WeightRequest, WorkerStatus, metrics,
+    },
     daemon::{self, Handle, RequestError},
     group::{WEIGHT_RANGE, WorkerId},
     policy::{HashOn, PolicySpec},
@@ -147,7 +150,10 @@ fn router(handle: Handle) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/groups/{group}/policy", put(set_policy))
         .route("/v1/groups/{group}/workers/{id}/drain", put(drain).delete(undrain))
+        .route("/v1/groups/{group}/workers/{id}/start", put(start))
         .route("/v1/groups/{group}/workers/{id}/weight", put(set_weight))
+        .route("/v1/groups/{group}/restart", post(restart))
+        .route("/v1/groups/{group}/scale", put(scale))
         .route("/v1/shutdown", post(shutdown))
         .route("/metrics", get(metrics::metrics))
         .fallback(no_route)
@@ -177,9 +183,7 @@ async fn drain(
     request: Request,
 ) -> Result<Json<WorkerStatus>, ApiError> {
     let drain: DrainRequest = read_optional_json(request).await?;
-    if drain.timeout_ms.is_some_and(|ms| Duration::from_millis(ms) > values::MAX_DURATION) {
-        return Err(ApiError::malformed("timeout_ms is more than a year"));
-    }
+    check_timeout(drain.timeout_ms)?;
     Ok(Json(daemon.ask(|reply| daemon::Request::Drain(group, id, drain, reply)).await?))
 }
 
@@ -188,6 +192,42 @@ async fn undrain(
     WorkerPath(group, id): WorkerPath,
 ) -> Result<Json<WorkerStatus>, ApiError> {
     Ok(Json(daemon.ask(|reply| daemon::Request::Undrain(group, id, reply)).await?))
+}
+
+async fn start(
+    State(daemon): State<Handle>,
+    WorkerPath(group, id): WorkerPath,
+) -> Result<Json<WorkerStatus>, ApiError> {
+    Ok(Json(daemon.ask(|reply| daemon::Request::Start(group, id, reply)).await?))
+}
+
+async fn restart(
+    State(daemon): State<Handle>,
+    GroupPath(group): GroupPath,
+    request: Request,
+) -> Result<Json<OperationStatus>, ApiError> {
+    let restart: RestartRequest = read_optional_json(request).await?;
+    check_timeout(restart.timeout_ms)?;
+    Ok(Json(daemon.ask(|reply| daemon::Request::Restart(group, restart, reply)).await?))
+}
+
+async fn scale(
+    State(daemon): State<Handle>,
+    GroupPath(group): GroupPath,
+    request: Request,
+) -> Result<Json<OperationStatus>, ApiError> {
+    let scale: ScaleRequest = read_json(request).await?;
+    check_timeout(scale.timeout_ms)?;
+    Ok(Json(daemon.ask(|reply| daemon::Request::Scale(group, scale, reply)).await?))
+}
+
+fn check_timeout(timeout_ms: Option<u64>) -> Result<(), ApiError> {
+    match timeout_ms {
+        Some(ms) if Duration::from_millis(ms) > values::MAX_DURATION => {
+            Err(ApiError::malformed("timeout_ms is more than a year"))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn set_weight(
@@ -400,6 +440,7 @@ mod tests {
         let policy = "/v1/groups/default/policy";
         let weight = "/v1/groups/default/workers/0/weight";
         let drain = "/v1/groups/default/workers/0/drain";
+        let (restart, scale) = ("/v1/groups/default/restart", "/v1/groups/default/scale");
         let cases: &[(&str, &str, &[u8], u16)] = &[
             ("GET", "/", b"", 404),
             ("GET", "/v2/status", b"", 404),
@@ -418,6 +459,19 @@ mod tests {
             ("PUT", weight, br#"{"weight":1,"wait":true}"#, 400),
             ("PUT", drain, br#"{"stop":1}"#, 400),
             ("PUT", drain, br#"{"timeout_ms":18446744073709551615}"#, 400),
+            ("POST", restart, br#"{"worker":"all"}"#, 400),
+            ("POST", restart, br#"{"parallel":0}"#, 400),
+            ("POST", restart, br#"{"parallel":-1}"#, 400),
+            ("POST", restart, br#"{"workers":[1]}"#, 400),
+            ("POST", restart, br#"{"worker":7}"#, 404),
+            ("POST", restart, br#"{"timeout_ms":18446744073709551615}"#, 400),
+            ("GET", restart, b"", 405),
+            ("PUT", scale, b"", 400),
+            ("PUT", scale, br#"{"workers":0}"#, 400),
+            ("PUT", scale, br#"{"workers":1025}"#, 400),
+            ("PUT", scale, br#"{"workers":65536}"#, 400),
+            ("PUT", scale, br#"{"workers":2,"timeout_ms":18446744073709551615}"#, 400),
+            ("PUT", "/v1/groups/default/workers/0/start", b"", 409),
             ("PUT", "/v1/groups/default/workers/two/drain", b"", 404),
             ("PUT", "/v1/groups/default/workers/-1/drain", b"", 404),
             ("PUT", "/v1/groups/default/workers/70000/drain", b"", 404),

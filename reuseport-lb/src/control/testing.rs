@@ -6,11 +6,12 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
     control::{
-        Connections, DrainRequest, GroupStatus, Mode, Outcomes, Protocol, Stalls, Status, WorkerStatus,
+        AtWorker, Connections, DrainRequest, FailedWorker, GroupStatus, Mode, OperationState,
+        OperationStatus, Outcomes, Protocol, RestartRequest, ScaleRequest, Stalls, Status, WorkerStatus,
         access::Access, client::Client, server,
     },
     daemon::{GroupName, Handle, Request, RequestError},
-    group::{WorkerId, WorkerState},
+    group::{Kind, Stage, WorkerId, WorkerState},
     policy::{HashOn, Policy, PolicySpec},
 };
 
@@ -83,6 +84,9 @@ pub(crate) fn status() -> Status {
         pid,
         state,
         reason: None,
+        last_words: Vec::new(),
+        status: None,
+        reloading: false,
         weight: 1,
         connections: Connections { active, selected_total: 10, ..Connections::default() },
         restarts,
@@ -106,6 +110,7 @@ pub(crate) fn status() -> Status {
                     ..worker(2, None, WorkerState::Down, 0, 3)
                 },
             ],
+            operation: None,
             outcomes: Outcomes { selected: 30, ..Outcomes::default() },
         }],
     }
@@ -134,6 +139,9 @@ impl State {
                 worker.pid.get_or_insert(102);
                 worker.clone()
             }))),
+            Request::Start(group, id, reply) => drop(reply.send(self.start(&group, id))),
+            Request::Restart(group, request, reply) => drop(reply.send(self.restart(&group, request))),
+            Request::Scale(group, request, reply) => drop(reply.send(self.scale(&group, request))),
             Request::SetWeight(group, id, weight, reply) => {
                 drop(reply.send(self.worker(&group, id).map(|worker| {
                     worker.weight = weight;
@@ -156,11 +164,85 @@ impl State {
                 WorkerState::Draining => connections.active -= 1,
                 WorkerState::Stopping => {
                     connections.active = 0;
+                    worker.pid = None;
                     worker.state = WorkerState::Down;
                 }
+                WorkerState::Starting => worker.state = WorkerState::Active,
                 _ => {}
             }
         }
+        self.status.groups.iter_mut().for_each(operate);
+    }
+
+    fn start(&mut self, group: &GroupName, id: WorkerId) -> Result<WorkerStatus, RequestError> {
+        let worker = self.worker(group, id)?;
+        if worker.state != WorkerState::Down {
+            return Err(RequestError::Refused(format!("worker {id} runs already, it is {}", worker.state)));
+        }
+        (worker.pid, worker.state, worker.reason) = (Some(102), WorkerState::Starting, None);
+        Ok(worker.clone())
+    }
+
+    fn restart(
+        &mut self,
+        group: &GroupName,
+        RestartRequest { worker, parallel, timeout_ms: _ }: RestartRequest,
+    ) -> Result<OperationStatus, RequestError> {
+        if parallel == Some(0) {
+            return Err(RequestError::Invalid("at least one worker at a time is restarted".into()));
+        }
+        let waiting = match worker {
+            Some(id) => vec![self.worker(group, id)?.id],
+            None => self.group(group)?.workers.iter().map(|worker| worker.id).collect(),
+        };
+        self.begin(group, Kind::Restart, waiting, vec![])
+    }
+
+    fn scale(
+        &mut self,
+        group: &GroupName,
+        ScaleRequest { workers, timeout_ms: _ }: ScaleRequest,
+    ) -> Result<OperationStatus, RequestError> {
+        if !(1..=1024).contains(&workers) {
+            return Err(RequestError::Invalid(format!("{workers} workers cannot be")));
+        }
+        let group_status = self.group(group)?;
+        let mut under_way = Vec::new();
+        for worker in group_status.workers.iter_mut().filter(|worker| worker.id.0 >= workers) {
+            worker.state = WorkerState::Stopping;
+            under_way.push(AtWorker { worker: worker.id, stage: Stage::Going });
+        }
+        for id in (0..workers).map(WorkerId) {
+            if group_status.workers.iter().all(|worker| worker.id != id) {
+                let template = group_status.workers[0].clone();
+                let worker = WorkerStatus { id, pid: Some(200), state: WorkerState::Starting, ..template };
+                group_status.workers.push(worker);
+                under_way.push(AtWorker { worker: id, stage: Stage::Coming });
+            }
+        }
+        self.begin(group, Kind::Scale, vec![], under_way)
+    }
+
+    fn begin(
+        &mut self,
+        group: &GroupName,
+        kind: Kind,
+        waiting: Vec<WorkerId>,
+        under_way: Vec<AtWorker>,
+    ) -> Result<OperationStatus, RequestError> {
+        let state = OperationState::Running;
+        let operation = OperationStatus {
+            id: 1,
+            kind,
+            state,
+            seconds: 0.5,
+            done: vec![],
+            under_way,
+            waiting,
+            failed: vec![],
+        };
+        self.group(group)?.operation = Some(operation.clone());
+        Ok(operation)
     }
 
     fn drain(
@@ -196,5 +278,51 @@ impl State {
             .iter_mut()
             .find(|worker| worker.id == id)
             .ok_or_else(|| RequestError::NotFound(format!("there is no worker {id}")))
+    }
+}
+
+/// The operation takes a step. Worker 2, which was down for a reason, does not come back from a restart.
+fn operate(group: &mut GroupStatus) {
+    let GroupStatus { operation: Some(operation), workers, .. } = group else { return };
+    if operation.state != OperationState::Running {
+        return;
+    }
+    for AtWorker { worker: id, stage } in std::mem::take(&mut operation.under_way) {
+        let Some(worker) = workers.iter_mut().find(|worker| worker.id == id) else { continue };
+        let again = match (stage, worker.state) {
+            (Stage::Leaving, WorkerState::Down) => {
+                (worker.pid, worker.state) = (Some(300 + u32::from(id.0)), WorkerState::Starting);
+                worker.reason = None;
+                Some(Stage::Coming)
+            }
+            (Stage::Coming, WorkerState::Active) if id.0 == 2 && operation.kind == Kind::Restart => {
+                (worker.pid, worker.state) = (None, WorkerState::Down);
+                worker.reason = Some("exit status 1".into());
+                worker.last_words = vec!["boom".into()];
+                operation.failed.push(FailedWorker { worker: id, reason: "exit status 1".into() });
+                None
+            }
+            (Stage::Coming, WorkerState::Active) | (Stage::Going, WorkerState::Down) => {
+                operation.done.push(id);
+                None
+            }
+            _ => Some(stage),
+        };
+        operation.under_way.extend(again.map(|stage| AtWorker { worker: id, stage }));
+    }
+    if operation.kind == Kind::Scale && operation.under_way.is_empty() {
+        workers.retain(|worker| worker.state != WorkerState::Down || !operation.done.contains(&worker.id));
+    }
+    if operation.under_way.is_empty() && !operation.waiting.is_empty() && operation.failed.is_empty() {
+        let id = operation.waiting.remove(0);
+        if let Some(worker) = workers.iter_mut().find(|worker| worker.id == id) {
+            worker.state = WorkerState::Stopping;
+            operation.under_way.push(AtWorker { worker: id, stage: Stage::Leaving });
+        }
+    }
+    if operation.under_way.is_empty() {
+        operation.waiting.clear();
+        let failed = !operation.failed.is_empty();
+        operation.state = if failed { OperationState::Failed } else { OperationState::Done };
     }
 }

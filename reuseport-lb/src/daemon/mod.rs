@@ -9,7 +9,9 @@ pub use owner::Daemon;
 pub use start::{GroupError, Options, Settings, StartError, check, start};
 
 use crate::{
-    control::{DrainRequest, GroupStatus, Status, WorkerStatus},
+    control::{
+        DrainRequest, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, Status, WorkerStatus,
+    },
     group::{Refusal, WorkerId},
     policy::PolicySpec,
 };
@@ -34,6 +36,12 @@ pub enum Request {
     Drain(GroupName, WorkerId, DrainRequest, Reply<WorkerStatus>),
     /// New connections for a worker again; starts it when it is down.
     Undrain(GroupName, WorkerId, Reply<WorkerStatus>),
+    /// Starts a worker that is down.
+    Start(GroupName, WorkerId, Reply<WorkerStatus>),
+    /// Exchanges the processes of workers. Answered when that has begun.
+    Restart(GroupName, RestartRequest, Reply<OperationStatus>),
+    /// Another number of workers. Answered when that has begun.
+    Scale(GroupName, ScaleRequest, Reply<OperationStatus>),
     /// Another weight for a worker.
     SetWeight(GroupName, WorkerId, u16, Reply<WorkerStatus>),
     /// The daemon ends, as on SIGTERM. Answered at once.
@@ -90,10 +98,15 @@ impl From<Refusal> for RequestError {
         let text = refusal.to_string();
         match refusal {
             Refusal::NoSuchWorker(..) => Self::NotFound(text),
-            Refusal::Weight(_) => Self::Invalid(text),
-            Refusal::LastWorker(_) | Refusal::KernelCannotDrain | Refusal::KernelWouldFeed(..) => {
-                Self::Refused(text)
-            }
+            Refusal::Weight(_) | Refusal::Workers(_) | Refusal::NoParallel => Self::Invalid(text),
+            Refusal::LastWorker(_)
+            | Refusal::KernelCannotDrain
+            | Refusal::KernelWouldFeed(..)
+            | Refusal::Busy { .. }
+            | Refusal::Stopped(_)
+            | Refusal::Runs(..)
+            | Refusal::AllStopped
+            | Refusal::NobodyRemains(_) => Self::Refused(text),
         }
     }
 }

@@ -13,13 +13,14 @@ use super::{
     manager::Manager,
     runner::Runner,
 };
-use crate::control::Status;
+use crate::{control::Status, worker::descriptors::OpenFiles};
 
 /// The daemon, with everything it owns.
 pub struct Daemon {
     pub(super) groups: BTreeMap<String, Runner>,
     pub(super) events: EventQueue,
     pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) open_files: OpenFiles,
     pub(super) started: Instant,
     pub(super) ending: bool,
     pub(super) manager: Manager,
@@ -108,6 +109,17 @@ impl Daemon {
             Request::Undrain(group, id, reply) => {
                 send(reply, self.changeable(&group).and_then(|runner| runner.undrain(id)));
             }
+            Request::Start(group, id, reply) => {
+                send(reply, self.changeable(&group).and_then(|runner| runner.start_again(id)));
+            }
+            Request::Restart(group, request, reply) => {
+                send(reply, self.changeable(&group).and_then(|runner| runner.restart(request)));
+            }
+            Request::Scale(group, request, reply) => {
+                let scaled = self.changeable(&group).and_then(|runner| runner.scale(request));
+                self.raise_limit();
+                send(reply, scaled);
+            }
             Request::SetWeight(group, id, weight, reply) => {
                 send(reply, self.changeable(&group).and_then(|runner| runner.set_weight(id, weight)));
             }
@@ -116,6 +128,12 @@ impl Daemon {
                 send(reply, Ok(()));
             }
         }
+    }
+
+    /// More workers need more descriptors.
+    fn raise_limit(&self) {
+        let workers = |runner: &Runner| u16::try_from(runner.group.workers().count()).unwrap_or(u16::MAX);
+        self.open_files.raise(self.groups.values().map(workers));
     }
 
     fn status(&self) -> Result<Status, RequestError> {

@@ -13,6 +13,8 @@ use crate::{
 pub(super) enum Order {
     /// End, please.
     Terminate,
+    /// End, with a core dump.
+    Abort,
     /// End.
     Kill,
 }
@@ -33,6 +35,7 @@ pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> O
                 Some(order) = received.recv() => {
                     let sent = match order {
                         Order::Terminate => process.signal(Signal::TERM),
+                        Order::Abort => process.signal(Signal::ABORT),
                         Order::Kill => process.kill(),
                     };
                     if let Err(error) = sent {

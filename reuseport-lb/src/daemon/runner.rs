@@ -18,9 +18,9 @@ use super::{
 use crate::{
     chain::chain,
     config::GroupSpec,
-    control::{DrainRequest, GroupStatus, WorkerStatus},
+    control::{DrainRequest, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, WorkerStatus},
     datapath::{self, Applied, Datapath as _, KernelDatapath},
-    group::{Action, Group, Refusal, Seen, Wish, Worker, WorkerId, WorkerState},
+    group::{Action, Group, Refusal, RestartPlan, Seen, Wish, Worker, WorkerId, WorkerState},
     policy::PolicySpec,
     worker::{Launch, Process, descriptors::OpenFiles},
 };
@@ -31,6 +31,10 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How often a stalled worker is looked at. The programs see the end of a stall by themselves, but only when there is
 /// a connection to pick a worker for.
 const STALL_POLL: Duration = Duration::from_millis(100);
+
+/// How often a worker is looked at that is to accept its first connection. The fewer connections come to it until
+/// then, the better.
+const TRIAL_POLL: Duration = Duration::from_millis(5);
 
 /// How long a worker that is stopped may take when the request does not say.
 const DEFAULT_STOP: Duration = Duration::from_secs(30);
@@ -63,7 +67,8 @@ impl Runner {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
         let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
-        [drain, stall, self.group.next_deadline()].into_iter().flatten().min()
+        let trial = self.group.is_trying().then(|| Instant::now() + TRIAL_POLL);
+        [drain, stall, trial, self.group.next_deadline(Instant::now())].into_iter().flatten().min()
     }
 
     /// How long the workers may take to finish in the end.
@@ -114,6 +119,32 @@ impl Runner {
         self.worker_status(id)
     }
 
+    /// Starts a worker that is down.
+    pub(super) fn start_again(&mut self, id: WorkerId) -> Result<WorkerStatus, RequestError> {
+        self.change(|group| group.start(id, Instant::now()))?;
+        self.advance();
+        self.worker_status(id)
+    }
+
+    /// Begins to exchange the processes of workers.
+    pub(super) fn restart(&mut self, request: RestartRequest) -> Result<OperationStatus, RequestError> {
+        let RestartRequest { worker, parallel, timeout_ms } = request;
+        let timeout = timeout_ms.map_or(DEFAULT_STOP, Duration::from_millis);
+        let plan = RestartPlan { worker, parallel: parallel.unwrap_or(1), timeout };
+        self.change(|group| group.restart(plan, Instant::now()).map(drop))?;
+        self.advance();
+        self.operation_status()
+    }
+
+    /// Begins to make the workers more or fewer.
+    pub(super) fn scale(&mut self, request: ScaleRequest) -> Result<OperationStatus, RequestError> {
+        let ScaleRequest { workers, timeout_ms } = request;
+        let timeout = timeout_ms.map_or(DEFAULT_STOP, Duration::from_millis);
+        // Nothing is opened before the next `advance`, so that there is time to raise the limit of open files.
+        self.change(|group| group.scale(workers, timeout, Instant::now()).map(drop))?;
+        self.operation_status()
+    }
+
     /// Another weight for a worker.
     pub(super) fn set_weight(&mut self, id: WorkerId, weight: u16) -> Result<WorkerStatus, RequestError> {
         self.change(|group| group.set_weight(id, weight))?;
@@ -140,7 +171,7 @@ impl Runner {
             Event::Exited { worker, pid, reason } => {
                 tracing::info!(group = self.spec.name, worker = worker.0, pid, "worker process {reason}");
                 self.processes.remove(&worker);
-                self.group.ended(worker, reason, Instant::now());
+                self.group.ended(worker, reason, Vec::new(), Instant::now());
             }
             // `advance` looks who it is.
             Event::Stalls => {}
@@ -175,17 +206,23 @@ impl Runner {
             .map(|(id, _)| {
                 let load = datapath.load(id.0);
                 let idle = datapath.counts_connections() && load.active == 0 && load.pending == 0;
-                (id, Seen { idle, stalled: load.stalled })
+                // Less what waits in the queue, below.
+                let (accepted, waiting) = (load.established, load.pending > 0);
+                (id, Seen { idle, stalled: load.stalled, accepted, waiting })
             })
             .collect();
-        if seen.values().any(|seen| seen.stalled) {
-            // Without new connections no program looks again, and the worker may have emptied its queue meanwhile.
+        // Without new connections no program looks again, and a stalled worker may have emptied its queue meanwhile.
+        if self.group.is_trying() || seen.values().any(|seen| seen.stalled) {
             match self.queues() {
                 Ok(queues) => {
                     for (id, seen) in &mut seen {
                         let queue =
                             self.listeners.get(id).and_then(|listener| queues.get(&listener.cookie()));
-                        seen.stalled &= queue.is_some_and(|queue| queue.depth > 0);
+                        let depth = queue.map_or(0, |queue| u64::from(queue.depth));
+                        seen.stalled &= depth > 0;
+                        seen.waiting |= depth > 0;
+                        // Read one after the other, so the queue may be ahead.
+                        seen.accepted = seen.accepted.saturating_sub(depth);
                     }
                 }
                 Err(error) => {
@@ -204,10 +241,14 @@ impl Runner {
                     self.listeners.insert(id, listener);
                     self.group.opened(id);
                 }
-                Err(error) => self.group.ended(id, format!("cannot listen: {}", explain(&error)), now),
+                Err(error) => {
+                    let reason = format!("cannot listen: {}", explain(&error));
+                    self.group.ended(id, reason, Vec::new(), now);
+                }
             },
             Action::Start(id) => self.start_worker(id),
             Action::Terminate(id) => self.order(id, Order::Terminate),
+            Action::Abort(id) => self.order(id, Order::Abort),
             Action::Kill(id) => self.order(id, Order::Kill),
             Action::Close(id) => {
                 // No table names it any more, since its worker is not eligible. Closing moves its queue, by the
@@ -236,7 +277,7 @@ impl Runner {
             }
             Err(error) => {
                 let error = chain(&error);
-                self.group.ended(id, error, Instant::now());
+                self.group.ended(id, error, Vec::new(), Instant::now());
             }
         }
     }
@@ -256,6 +297,7 @@ impl Runner {
         if before != policy {
             tracing::info!(group, "policy {before} -> {policy}");
         }
+        self.logged.workers.retain(|id, _| self.group.worker(*id).is_ok());
         for (id, worker) in self.group.workers() {
             let (state, weight) = (worker.state(), worker.weight);
             let Some((state_before, weight_before)) = self.logged.workers.insert(id, (state, weight)) else {

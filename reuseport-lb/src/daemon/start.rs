@@ -13,7 +13,7 @@ use crate::{
     adopt,
     config::{BpfLogLevel, GroupSpec},
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
-    group::{Group, WorkerId},
+    group::{Group, Supervision, WorkerId},
     worker::descriptors::OpenFiles,
 };
 
@@ -136,6 +136,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         groups,
         events,
         requests,
+        open_files,
         started: Instant::now(),
         ending: false,
         manager: Manager::from_environment(),
@@ -172,7 +173,8 @@ impl Runner {
                 .map_err(|error| GroupError::Listen { address: spec.listen, error })?;
             listeners.insert(id, listener);
         }
-        let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, Instant::now());
+        let mut group =
+            Group::new(spec.workers, spec.policy, spec.stall_after, Supervision::default(), Instant::now());
         for id in listeners.keys() {
             group.opened(*id);
         }

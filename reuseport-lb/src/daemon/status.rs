@@ -1,14 +1,17 @@
 //! What the daemon says of itself: the group's state together with the kernel's counters.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, time::Instant};
 
 use super::{RequestError, runner::Runner};
 use crate::{
     adopt,
     chain::chain,
-    control::{Connections, GroupStatus, Mode, Protocol, Stalls, WorkerStatus},
+    control::{
+        AtWorker, Connections, FailedWorker, GroupStatus, Mode, OperationState, OperationStatus, Protocol,
+        Stalls, WorkerStatus,
+    },
     datapath::{self, Datapath as _},
-    group::{self, Worker, WorkerId},
+    group::{self, Operation, Worker, WorkerId},
 };
 
 impl From<datapath::Error> for RequestError {
@@ -39,7 +42,14 @@ impl Runner {
                 .map(|(id, worker)| self.describe(id, worker, &queues))
                 .collect::<Result<_, _>>()?,
             outcomes: self.applied.datapath().outcomes()?.into(),
+            operation: self.group.operation().map(operation),
         })
+    }
+
+    /// The operation that has just begun.
+    pub(super) fn operation_status(&self) -> Result<OperationStatus, RequestError> {
+        let begun = self.group.operation().map(operation);
+        begun.ok_or_else(|| RequestError::Failed("nothing is under way".into()))
     }
 
     /// One worker.
@@ -61,6 +71,9 @@ impl Runner {
             pid: worker.pid(),
             state: worker.state(),
             reason: worker.reason.clone().filter(|_| worker.pid().is_none()),
+            last_words: if worker.pid().is_none() { worker.last_words.clone() } else { Vec::new() },
+            status: worker.said.status.clone(),
+            reloading: worker.said.reloading,
             weight: worker.weight,
             connections: Connections {
                 active: load.active,
@@ -86,5 +99,31 @@ fn stalls(stalls: &group::Stalls) -> Stalls {
         count: stalls.count,
         seconds_total: (stalls.total + present.unwrap_or_default()).as_secs_f64(),
         since_seconds: present.map(|present| present.as_secs_f64()),
+    }
+}
+
+fn operation(operation: &Operation) -> OperationStatus {
+    let Operation { id, kind, waiting, under_way, done, failed, begun, ended, parallel: _, timeout: _ } =
+        operation;
+    let until = ended.unwrap_or_else(Instant::now);
+    OperationStatus {
+        id: *id,
+        kind: *kind,
+        state: match ended {
+            None => OperationState::Running,
+            Some(_) if failed.is_empty() => OperationState::Done,
+            Some(_) => OperationState::Failed,
+        },
+        seconds: until.saturating_duration_since(*begun).as_secs_f64(),
+        done: done.clone(),
+        under_way: under_way
+            .iter()
+            .map(|(worker, stage)| AtWorker { worker: *worker, stage: *stage })
+            .collect(),
+        waiting: waiting.iter().copied().collect(),
+        failed: failed
+            .iter()
+            .map(|(worker, reason)| FailedWorker { worker: *worker, reason: reason.clone() })
+            .collect(),
     }
 }

@@ -47,6 +47,8 @@ pub struct Selection<'a> {
 pub struct SlotLoad {
     /// Open connections.
     pub active: u64,
+    /// All connections that there ever were, those in the accept queue included.
+    pub established: u64,
     /// Selections in their handshake.
     pub pending: u64,
     /// Whether the worker took nothing from its accept queue when the programs last looked at it.

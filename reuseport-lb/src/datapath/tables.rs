@@ -136,6 +136,7 @@ impl SharedLoads {
         let now_ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
         SlotLoad {
             active: load.active(),
+            established: load.established,
             pending: load.pending_at(worker::epoch(now_ns)),
             stalled: load.stalled != 0,
         }

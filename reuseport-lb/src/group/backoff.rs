@@ -27,6 +27,11 @@ impl Backoff {
         Self { failures: 0 }
     }
 
+    /// Whether the worker has failed again soon after it had failed.
+    pub(super) const fn is_loop(self) -> bool {
+        self.failures >= 2
+    }
+
     /// The worker that was started at `started` ended at `ended`. Gives the time to wait from `ended`.
     pub(super) fn delay(&mut self, started: Instant, ended: Instant) -> Duration {
         if ended.saturating_duration_since(started) >= STABLE {
@@ -51,6 +56,18 @@ mod tests {
     fn doubles_up_to_the_cap() {
         let delays = delays_ms(&mut Backoff::new(), Duration::ZERO, 10);
         assert_eq!(delays, [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn the_second_failure_makes_a_loop() {
+        let mut backoff = Backoff::new();
+        let mut is_loop = |uptime| {
+            delays_ms(&mut backoff, uptime, 1);
+            backoff.is_loop()
+        };
+        assert!(!is_loop(Duration::ZERO));
+        assert!(is_loop(Duration::ZERO));
+        assert!(!is_loop(STABLE));
     }
 
     #[test]

@@ -8,8 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use words::{WEIGHT_RANGE, WorkerId, WorkerState};
-pub use worker::{Process, Stalls, Wish, Worker};
+pub use notice::{Notice, Sign};
+pub use operation::{Kind, Operation, RestartPlan, Stage};
+pub use process::{Process, Restart, Said, Stalls};
+pub use refusal::Refusal;
+pub use watchdog::Watchdog;
+pub use words::{MAX_WORKERS, Ready, WEIGHT_RANGE, WorkerId, WorkerState};
+pub use worker::{Wish, Worker};
 
 use crate::{
     plan::State,
@@ -17,6 +22,11 @@ use crate::{
 };
 
 mod backoff;
+mod notice;
+mod operation;
+mod process;
+mod refusal;
+mod watchdog;
 mod words;
 mod worker;
 
@@ -29,34 +39,12 @@ pub enum Action {
     Start(WorkerId),
     /// Tell its process to end.
     Terminate(WorkerId),
+    /// End its process with a core dump: it hangs, and somebody will want to know where.
+    Abort(WorkerId),
     /// End its process.
     Kill(WorkerId),
     /// Close its listening socket for good; what waits in its queue goes to other workers.
     Close(WorkerId),
-}
-
-/// Why a change makes no sense at present. Nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There is no such worker.
-    #[error("no worker {0}; there are workers 0 to {1}")]
-    NoSuchWorker(WorkerId, WorkerId),
-    /// A weight out of range.
-    #[error("weight {0} is out of range; a weight is {low} to {high} (to give a worker nothing, drain it)",
-        low = WEIGHT_RANGE.start(), high = WEIGHT_RANGE.end())]
-    Weight(u16),
-    /// Nobody would take new connections.
-    #[error(
-        "worker {0} is the last one that takes new connections; --force drains it all the same, and new \
-             connections are then refused"
-    )]
-    LastWorker(WorkerId),
-    /// The kernel's own hash knows no draining.
-    #[error("policy kernel cannot keep connections from a worker; choose another policy first")]
-    KernelCannotDrain,
-    /// The same, seen from the other side.
-    #[error("worker {0} is {1}, and policy kernel cannot keep connections from it; undrain it first")]
-    KernelWouldFeed(WorkerId, WorkerState),
 }
 
 /// One group.
@@ -65,7 +53,33 @@ pub struct Group {
     policy: Policy,
     hash_on: [HashOn; 2],
     stall_after: Duration,
+    supervision: Supervision,
     workers: BTreeMap<WorkerId, Worker>,
+    operation: Option<Operation>,
+}
+
+/// How the processes of the workers are looked after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supervision {
+    /// When a process that was started counts as ready.
+    pub ready: Ready,
+    /// How long it may take for that; then it is ended and started again.
+    pub ready_timeout: Duration,
+    /// How long a process may take to end when it was not the user who said so; then it is killed.
+    pub stop_timeout: Duration,
+    /// How often a process is to give a sign of life, if it has to.
+    pub watchdog: Option<Duration>,
+}
+
+impl Default for Supervision {
+    fn default() -> Self {
+        Self {
+            ready: Ready::Exec,
+            ready_timeout: Duration::from_secs(60),
+            stop_timeout: Duration::from_secs(30),
+            watchdog: None,
+        }
+    }
 }
 
 /// What was seen of a worker from outside.
@@ -75,17 +89,29 @@ pub struct Seen {
     pub idle: bool,
     /// It takes nothing from its accept queue.
     pub stalled: bool,
+    /// How many connections it has accepted.
+    pub accepted: u64,
+    /// Connections wait for it, queued or in their handshake.
+    pub waiting: bool,
 }
 
 impl Group {
     /// A group whose workers, `0..workers`, are all to be started at `now`. A worker that takes nothing from its accept
     /// queue for `stall_after` is passed over; zero turns that off.
-    pub fn new(workers: u16, policy: PolicySpec, stall_after: Duration, now: Instant) -> Self {
+    pub fn new(
+        workers: u16,
+        policy: PolicySpec,
+        stall_after: Duration,
+        supervision: Supervision,
+        now: Instant,
+    ) -> Self {
         let mut group = Self {
             policy: Policy::Kernel,
             hash_on: Default::default(),
             stall_after,
+            supervision,
             workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
+            operation: None,
         };
         group.choose(policy);
         group
@@ -188,6 +214,19 @@ impl Group {
         Ok(())
     }
 
+    /// Starts a worker that was stopped, or that waits to be started again.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker, or it runs.
+    pub fn start(&mut self, id: WorkerId, now: Instant) -> Result<(), Refusal> {
+        let worker = self.worker(id)?;
+        if worker.pid().is_some() && !worker.is_to_stop() {
+            return Err(Refusal::Runs(id, worker.state()));
+        }
+        self.undrain(id, now)
+    }
+
     /// Another weight for a worker.
     ///
     /// # Errors
@@ -204,6 +243,7 @@ impl Group {
 
     /// All workers are to end now, and are killed after `grace`.
     pub fn shut_down(&mut self, grace: Duration, now: Instant) {
+        self.abandon_operation(now);
         for worker in self.workers.values_mut() {
             worker.wish = Wish::Stop { at: now, timeout: grace };
             if let Process::Stopping { kill_at: Some(kill_at), .. } = &mut worker.process {
@@ -234,14 +274,22 @@ impl Group {
     /// A worker's process was started.
     pub fn started(&mut self, id: WorkerId, pid: u32, now: Instant) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.started(pid, now);
+            worker.started(pid, &self.supervision, now);
         }
     }
 
-    /// A worker's process ended, or could not be started, or its socket could not be made.
-    pub fn ended(&mut self, id: WorkerId, reason: String, now: Instant) {
+    /// A worker's process ended, or could not be started, or its socket could not be made. `last_words` are the last
+    /// lines that it wrote to standard error.
+    pub fn ended(&mut self, id: WorkerId, reason: String, last_words: Vec<String>, now: Instant) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.ended(reason, now);
+            worker.ended(reason, last_words, now);
+        }
+    }
+
+    /// A worker's process said something of itself.
+    pub fn notified(&mut self, id: WorkerId, notice: Notice, now: Instant) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.notified(notice, &self.supervision, now);
         }
     }
 
@@ -250,18 +298,31 @@ impl Group {
     /// `look` tells what can be seen of a worker from outside.
     pub fn advance(&mut self, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
         let mut actions = Vec::new();
-        for (id, worker) in &mut self.workers {
-            let Seen { idle, stalled } = look(*id);
-            worker.idle = worker.is_draining() && idle;
-            worker.set_stalled(stalled && worker.serves(), now);
-            actions.extend(worker.advance(*id, now));
+        loop {
+            let others = self.policy != Policy::Kernel && self.workers.values().any(Worker::serves);
+            for (id, worker) in &mut self.workers {
+                worker.look(look(*id), &self.supervision, now);
+                actions.extend(worker.advance(*id, &self.supervision, others, now));
+            }
+            if !self.advance_operation(now) {
+                return actions;
+            }
         }
-        actions
     }
 
     /// The next moment at which a transition is due by itself.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.workers.values().filter_map(Worker::next_deadline).min()
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let workers = self.workers.values().filter_map(|worker| worker.next_deadline(now));
+        let operation = self.operation.iter().filter(|operation| operation.ended.is_none());
+        let settle = operation
+            .flat_map(|operation| operation.under_way.keys())
+            .filter_map(|id| self.workers.get(id)?.settles_at(self.supervision.ready, now));
+        workers.chain(settle).min()
+    }
+
+    /// Whether a worker is on trial, so that [`advance`](Self::advance) should be called often.
+    pub fn is_trying(&self) -> bool {
+        self.supervision.ready == Ready::Accept && self.workers.values().any(Worker::is_starting)
     }
 
     /// Whether a worker is finishing its connections, so that [`advance`](Self::advance) should be called often.
@@ -278,17 +339,17 @@ impl Group {
     ///
     /// A stalled worker stays a member: the programs pass it over while it lasts, and no table changes for that.
     pub fn desired(&self) -> State {
-        let members = |eligible: fn(&Worker) -> bool| -> Vec<Member> {
+        let members = |eligible: &dyn Fn(&Worker) -> bool| -> Vec<Member> {
             self.workers
                 .iter()
                 .filter(|(_, worker)| worker.open && eligible(worker))
                 .map(|(id, worker)| Member { slot: id.0, weight: worker.weight })
                 .collect()
         };
-        let mut eligible = members(Worker::serves);
+        let mut eligible = members(&|worker| worker.is_eligible(self.supervision.ready));
         if eligible.is_empty() {
-            // Their successors will serve what waits in their queues: better than to feed one that drains.
-            eligible = members(|worker| worker.wish == Wish::Serve);
+            // Those who will be back serve what waits in their queues then: better than to feed one that drains.
+            eligible = members(&|worker| worker.wish == Wish::Serve);
         }
         State {
             policy: self.policy,

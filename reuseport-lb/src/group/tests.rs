@@ -2,51 +2,59 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const STALL_AFTER: Duration = Duration::from_millis(50);
 
 /// A worker with connections.
-const BUSY: Seen = Seen { idle: false, stalled: false };
+pub(super) const BUSY: Seen = Seen { idle: false, stalled: false, accepted: 0, waiting: false };
 /// A worker without.
-const IDLE: Seen = Seen { idle: true, stalled: false };
+pub(super) const IDLE: Seen = Seen { idle: true, stalled: false, accepted: 0, waiting: false };
 
-fn policy(name: Policy) -> PolicySpec {
+pub(super) fn policy(name: Policy) -> PolicySpec {
     PolicySpec { name, hash_on: HashOn::Flow }
 }
 
 /// A group of `workers` workers that all run.
-fn running(workers: u16, now: Instant) -> Group {
-    let mut group = Group::new(workers, policy(Policy::ConsistentHash), STALL_AFTER, now);
+pub(super) fn running(workers: u16, now: Instant) -> Group {
+    let mut group =
+        Group::new(workers, policy(Policy::ConsistentHash), STALL_AFTER, Supervision::default(), now);
+    carry_out(&mut group, now, |_| BUSY);
+    group
+}
+
+/// A group of `workers` workers whose processes have just been started.
+pub(super) fn supervised(workers: u16, supervision: Supervision, now: Instant) -> Group {
+    let mut group = Group::new(workers, policy(Policy::ConsistentHash), STALL_AFTER, supervision, now);
     carry_out(&mut group, now, |_| BUSY);
     group
 }
 
 /// Does at once what the group wants done.
-fn carry_out(group: &mut Group, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
+pub(super) fn carry_out(group: &mut Group, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
     let actions = group.advance(now, look);
     for action in &actions {
         match *action {
             Action::Open(id) => group.opened(id),
             Action::Start(id) => group.started(id, 100 + u32::from(id.0), now),
             Action::Close(id) => group.closed(id),
-            Action::Terminate(_) | Action::Kill(_) => {}
+            Action::Terminate(_) | Action::Abort(_) | Action::Kill(_) => {}
         }
     }
     actions
 }
 
-fn states(group: &Group) -> Vec<WorkerState> {
+pub(super) fn states(group: &Group) -> Vec<WorkerState> {
     group.workers().map(|(_, worker)| worker.state()).collect()
 }
 
-fn members(group: &Group) -> Vec<u16> {
+pub(super) fn members(group: &Group) -> Vec<u16> {
     group.desired().members.iter().map(|member| member.slot).collect()
 }
 
 #[test]
 fn starts_by_opening_and_starting_each_worker() {
     let now = Instant::now();
-    let mut group = Group::new(2, policy(Policy::Hash), STALL_AFTER, now);
+    let mut group = Group::new(2, policy(Policy::Hash), STALL_AFTER, Supervision::default(), now);
     assert_eq!(states(&group), [WorkerState::Starting; 2]);
     let [a, b] = [WorkerId(0), WorkerId(1)];
     assert_eq!(
@@ -55,18 +63,18 @@ fn starts_by_opening_and_starting_each_worker() {
     );
     assert_eq!(states(&group), [WorkerState::Active; 2]);
     assert_eq!(members(&group), [0, 1]);
-    assert_eq!(group.next_deadline(), None);
+    assert_eq!(group.next_deadline(now), None);
 }
 
 #[test]
 fn a_worker_that_dies_is_passed_over_until_its_successor_runs() {
     let now = Instant::now();
     let mut group = running(2, now);
-    group.ended(WorkerId(1), "killed by SIGKILL".into(), now + SECOND);
+    group.ended(WorkerId(1), "killed by SIGKILL".into(), vec![], now + SECOND);
     assert_eq!(states(&group), [WorkerState::Active, WorkerState::Down]);
     assert_eq!(members(&group), [0]);
     assert!(group.desired().sockets.contains(&1), "its queue waits");
-    let restart_at = group.next_deadline().unwrap();
+    let restart_at = group.next_deadline(now).unwrap();
     assert!(restart_at > now + SECOND);
     assert_eq!(carry_out(&mut group, restart_at, |_| BUSY), [Action::Start(WorkerId(1))]);
     assert_eq!(members(&group), [0, 1]);
@@ -78,10 +86,30 @@ fn connections_wait_for_a_successor_when_nobody_else_serves() {
     let now = Instant::now();
     let mut group = running(3, now);
     group.drain(WorkerId(2), None, false, now).unwrap();
-    group.ended(WorkerId(0), String::new(), now);
-    group.ended(WorkerId(1), String::new(), now);
+    group.ended(WorkerId(0), String::new(), vec![], now);
+    group.ended(WorkerId(1), String::new(), vec![], now);
     assert_eq!(members(&group), [0, 1], "not the one that drains");
     assert!(!group.desired().refuse);
+}
+
+#[test]
+fn who_waits_for_a_worker_that_fails_again_goes_to_another() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    let fail = |group: &mut Group, now| {
+        group.ended(WorkerId(1), "exited with status 1".into(), vec![], now);
+        carry_out(group, now, |_| BUSY)
+    };
+    assert_eq!(fail(&mut group, now), [], "its successor serves its queue");
+    assert_eq!(carry_out(&mut group, now + SECOND, |_| BUSY), [Action::Start(WorkerId(1))]);
+    assert_eq!(fail(&mut group, now + SECOND), [Action::Close(WorkerId(1))]);
+    assert_eq!(group.desired().sockets, [0].into());
+    assert_eq!(
+        carry_out(&mut group, now + 2 * SECOND, |_| BUSY),
+        [Action::Open(WorkerId(1)), Action::Start(WorkerId(1))]
+    );
+    group.drain(WorkerId(0), None, true, now).unwrap();
+    assert_eq!(fail(&mut group, now + 2 * SECOND), [], "nobody else would take it");
 }
 
 #[test]
@@ -108,11 +136,11 @@ fn stopping_waits_for_connections_then_terminates_then_closes() {
     assert_eq!(carry_out(&mut group, now, |_| BUSY), []);
     assert_eq!(carry_out(&mut group, now, |_| IDLE), [Action::Terminate(id)]);
     assert_eq!(group.worker(id).unwrap().state(), WorkerState::Stopping);
-    group.ended(id, "exited with status 0".into(), now);
+    group.ended(id, "exited with status 0".into(), vec![], now);
     assert_eq!(carry_out(&mut group, now, |_| IDLE), [Action::Close(id)]);
     let worker = group.worker(id).unwrap();
     assert_eq!((worker.state(), worker.reason.as_deref()), (WorkerState::Down, None));
-    assert_eq!(group.next_deadline(), None, "it stays down");
+    assert_eq!(group.next_deadline(now), None, "it stays down");
     group.undrain(id, now).unwrap();
     assert_eq!(carry_out(&mut group, now, |_| BUSY), [Action::Open(id), Action::Start(id)]);
     assert_eq!(members(&group), [0, 1]);
@@ -124,9 +152,9 @@ fn a_worker_that_does_not_stop_is_terminated_then_killed() {
     let mut group = running(2, now);
     let id = WorkerId(0);
     group.drain(id, Some(SECOND), false, now).unwrap();
-    assert_eq!(group.next_deadline(), Some(now + SECOND));
+    assert_eq!(group.next_deadline(now), Some(now + SECOND));
     assert_eq!(carry_out(&mut group, now + SECOND, |_| BUSY), [Action::Terminate(id)]);
-    assert_eq!(group.next_deadline(), Some(now + 2 * SECOND));
+    assert_eq!(group.next_deadline(now), Some(now + 2 * SECOND));
     assert_eq!(carry_out(&mut group, now + 2 * SECOND, |_| BUSY), [Action::Kill(id)]);
     assert_eq!(carry_out(&mut group, now + 9 * SECOND, |_| BUSY), [], "once is enough");
 }
@@ -139,7 +167,7 @@ fn a_stop_that_is_taken_back_starts_the_worker_again() {
     group.drain(id, Some(SECOND), false, now).unwrap();
     carry_out(&mut group, now, |_| IDLE);
     group.undrain(id, now).unwrap();
-    group.ended(id, String::new(), now);
+    group.ended(id, String::new(), vec![], now);
     assert_eq!(carry_out(&mut group, now, |_| BUSY), [Action::Start(id)]);
 }
 
@@ -198,7 +226,7 @@ fn shutting_down_ends_with_nothing_left() {
         [Action::Terminate(WorkerId(0)), Action::Terminate(WorkerId(1))]
     );
     for id in [WorkerId(0), WorkerId(1)] {
-        group.ended(id, String::new(), now);
+        group.ended(id, String::new(), vec![], now);
     }
     assert!(!group.is_gone());
     carry_out(&mut group, now, |_| BUSY);
@@ -210,7 +238,7 @@ fn a_stalled_worker_stays_a_member_and_its_stall_is_counted() {
     let now = Instant::now();
     let mut group = running(2, now);
     let before = group.desired();
-    let look = |id| Seen { idle: false, stalled: id == WorkerId(1) };
+    let look = |id| Seen { stalled: id == WorkerId(1), ..BUSY };
     carry_out(&mut group, now, look);
     carry_out(&mut group, now + SECOND, look);
     assert_eq!(states(&group), [WorkerState::Active, WorkerState::Stalled]);
@@ -220,4 +248,117 @@ fn a_stalled_worker_stays_a_member_and_its_stall_is_counted() {
     let stalls = group.worker(WorkerId(1)).unwrap().stalls;
     assert_eq!(stalls, Stalls { count: 1, total: 2 * SECOND, since: None });
     assert_eq!(states(&group), [WorkerState::Active; 2]);
+}
+
+fn supervision(ready: Ready, watchdog: Option<Duration>) -> Supervision {
+    Supervision { ready, watchdog, ..Supervision::default() }
+}
+
+#[test]
+fn a_worker_that_is_not_ready_is_not_fed_unless_nobody_is() {
+    let now = Instant::now();
+    let mut group = supervised(2, supervision(Ready::Notify, None), now);
+    assert_eq!(states(&group), [WorkerState::Starting; 2]);
+    assert_eq!(members(&group), [0, 1], "connections wait in the queues");
+    let ready = Notice { ready: true, ..Notice::default() };
+    group.notified(WorkerId(1), ready.clone(), now);
+    assert_eq!(states(&group), [WorkerState::Starting, WorkerState::Active]);
+    assert_eq!(members(&group), [1]);
+    group.notified(WorkerId(0), ready, now);
+    assert_eq!(members(&group), [0, 1]);
+}
+
+#[test]
+fn a_worker_on_trial_gets_one_connection_until_it_accepts_it() {
+    let now = Instant::now();
+    let mut group = supervised(2, supervision(Ready::Accept, None), now);
+    let seen = |accepted, waiting| {
+        move |id| if id == WorkerId(1) { Seen { accepted, waiting, ..BUSY } } else { BUSY }
+    };
+    carry_out(&mut group, now, seen(5, false));
+    assert_eq!(members(&group), [0, 1]);
+    carry_out(&mut group, now, seen(5, true));
+    assert_eq!(states(&group), [WorkerState::Starting; 2]);
+    assert_eq!(members(&group), [0]);
+    carry_out(&mut group, now, seen(6, true));
+    assert_eq!(states(&group), [WorkerState::Starting, WorkerState::Active]);
+    assert_eq!(members(&group), [0, 1]);
+    assert!(group.is_trying());
+    carry_out(&mut group, now + SECOND, |_| BUSY);
+    assert_eq!(states(&group)[0], WorkerState::Active, "nothing came for a second");
+    assert!(!group.is_trying());
+}
+
+#[test]
+fn a_worker_that_says_it_stops_is_drained_and_followed_by_another() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    group.notified(WorkerId(0), Notice { stopping: true, ..Notice::default() }, now);
+    assert_eq!(states(&group), [WorkerState::Draining, WorkerState::Active]);
+    assert_eq!(members(&group), [1]);
+    assert_eq!(carry_out(&mut group, now, |_| IDLE), [], "it ends by itself");
+    group.ended(WorkerId(0), "exited with status 0".into(), vec![], now);
+    assert_eq!(states(&group)[0], WorkerState::Down);
+    carry_out(&mut group, now + SECOND, |_| BUSY);
+    assert_eq!(states(&group), [WorkerState::Active; 2]);
+}
+
+#[test]
+fn a_watchdog_that_is_missed_stalls_first_and_aborts_later() {
+    let now = Instant::now();
+    let mut group = supervised(2, supervision(Ready::Exec, Some(SECOND)), now);
+    let alive = Notice { watchdog: Some(Sign::Alive), ..Notice::default() };
+    assert_eq!(group.next_deadline(now), Some(now + SECOND));
+    let missed = now + SECOND;
+    group.notified(WorkerId(0), alive.clone(), missed);
+    assert_eq!(carry_out(&mut group, missed, |_| BUSY), []);
+    assert_eq!(states(&group), [WorkerState::Active, WorkerState::Stalled]);
+    assert_eq!(members(&group), [0]);
+
+    group.notified(WorkerId(1), alive.clone(), missed);
+    carry_out(&mut group, missed, |_| BUSY);
+    assert_eq!(states(&group), [WorkerState::Active; 2], "it was but slow");
+    assert_eq!(group.worker(WorkerId(1)).unwrap().stalls.count, 1);
+
+    group.notified(WorkerId(0), alive, now + 3 * SECOND);
+    assert_eq!(carry_out(&mut group, now + 3 * SECOND, |_| BUSY), [Action::Abort(WorkerId(1))]);
+    group.ended(WorkerId(1), "killed by SIGABRT".into(), vec![], now + 3 * SECOND);
+    let reason = group.worker(WorkerId(1)).unwrap().reason.clone();
+    assert_eq!(reason.as_deref(), Some("missed its watchdog twice; killed by SIGABRT"));
+}
+
+#[test]
+fn when_all_miss_their_watchdogs_all_are_fed() {
+    let now = Instant::now();
+    let mut group = supervised(2, supervision(Ready::Exec, Some(SECOND)), now);
+    carry_out(&mut group, now + SECOND, |_| BUSY);
+    assert_eq!(states(&group), [WorkerState::Stalled; 2]);
+    assert_eq!(members(&group), [0, 1]);
+}
+
+#[test]
+fn a_worker_that_knows_that_it_is_broken_is_aborted_at_once() {
+    let now = Instant::now();
+    let mut group = supervised(2, supervision(Ready::Exec, Some(SECOND)), now);
+    group.notified(WorkerId(0), Notice { watchdog: Some(Sign::Broken), ..Notice::default() }, now);
+    assert_eq!(carry_out(&mut group, now, |_| BUSY), [Action::Abort(WorkerId(0))]);
+}
+
+#[test]
+fn what_a_worker_says_fits_a_line_and_ends_with_it() {
+    let now = Instant::now();
+    let mut group = running(1, now);
+    let say = |status: &str| Notice { status: Some(status.into()), ..Notice::default() };
+    let said = |group: &Group| group.worker(WorkerId(0)).unwrap().said.status.clone();
+    group.notified(WorkerId(0), say("warm\ning \u{1b}[2Jup"), now);
+    assert_eq!(said(&group).as_deref(), Some("warming [2Jup"));
+    group.notified(WorkerId(0), say(&"x".repeat(5_000)), now);
+    assert_eq!(said(&group).map(|status| status.len()), Some(200));
+    group.notified(WorkerId(0), say(" "), now);
+    assert_eq!(said(&group), None);
+    group.notified(WorkerId(0), say("busy"), now);
+    group.ended(WorkerId(0), String::new(), vec![], now);
+    assert_eq!(said(&group), None);
+    group.notified(WorkerId(0), say("from the grave"), now);
+    assert_eq!(said(&group), None);
 }

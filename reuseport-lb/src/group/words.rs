@@ -1,5 +1,6 @@
 //! The words for workers, as the user reads them.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// The number of a worker: small, given once, never changed while the worker is part of the group.
@@ -25,11 +26,11 @@ impl std::str::FromStr for WorkerId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkerState {
-    /// The process is being started and takes no connection yet.
+    /// The process is being started, or is not ready, and takes no connection yet.
     Starting,
     /// Takes new connections.
     Active,
-    /// Takes nothing from its accept queue, so it is passed over until it does.
+    /// Takes nothing from its accept queue, or has missed its watchdog, so it is passed over until it does again.
     Stalled,
     /// Takes no new connection and finishes what it has.
     Draining,
@@ -88,6 +89,22 @@ impl std::fmt::Display for WorkerState {
 
 /// The lowest and the highest weight of a worker. HAProxy's range, less its 0, for which there is `drain`.
 pub const WEIGHT_RANGE: std::ops::RangeInclusive<u16> = 1..=256;
+
+/// The most workers that one group takes.
+pub const MAX_WORKERS: u16 = reuseport_lb_ebpf::limits::MAX_WORKERS as u16;
+
+/// When a worker that was started counts as ready, and takes connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// When it says so: READY=1 by systemd's notify protocol
+    Notify,
+    /// When it has accepted a connection
+    Accept,
+    /// As soon as its process runs
+    #[default]
+    Exec,
+}
 
 #[cfg(test)]
 mod tests {
