@@ -13,6 +13,7 @@
 pub mod flow;
 pub mod health;
 pub mod limits;
+pub mod listen;
 pub mod names;
 pub mod outcome;
 pub mod pending;

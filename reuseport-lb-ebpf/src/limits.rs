@@ -36,6 +36,10 @@ pub const HEALTHY_ATTEMPTS: u32 = 8;
 /// The room for news of stalls that the daemon has not read yet: a page, the least there is, holds hundreds.
 pub const STALLS_BYTES: usize = 4096;
 
+/// The room for news of sockets that begin and cease to listen: four pages hold what a server with some hundred sockets
+/// does at once.
+pub const LISTENED_BYTES: usize = 16_384;
+
 /// The sets of the table of handshakes in flight, a power of two.
 ///
 /// With [`PENDING_WAYS`] that is room for 4,096 handshakes, twice the kernel's usual `tcp_max_syn_backlog`. What finds

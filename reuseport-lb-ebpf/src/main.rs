@@ -27,6 +27,7 @@ mod maps;
 mod policy;
 mod steer;
 mod track;
+mod watch;
 
 use policy::{ConsistentHash, Hash, LeastLoaded, PowerOfTwo, Random, RoundRobin};
 
@@ -56,6 +57,13 @@ selection_program! {
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn track_connections(ctx: BtfTracePointContext) -> i32 {
     track::run(&ctx);
+    0
+}
+
+/// Tells when a socket begins or ceases to listen.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn watch_listeners(ctx: BtfTracePointContext) -> i32 {
+    watch::run(&ctx);
     0
 }
 

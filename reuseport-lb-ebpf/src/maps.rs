@@ -8,7 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use reuseport_lb_ebpf::{
-    limits::{MAX_MOVED, MAX_WORKERS, PENDING_SETS, STALLS_BYTES},
+    limits::{LISTENED_BYTES, MAX_MOVED, MAX_WORKERS, PENDING_SETS, STALLS_BYTES},
+    listen::{ListenEvent, Watched},
     outcome::Outcomes,
     pending::PendingSet,
     tables::Tables,
@@ -43,6 +44,12 @@ pub(crate) static PENDING: Array<PendingSet, { PENDING_SETS as usize }> = Array:
 
 #[btf_map]
 pub(crate) static STALLS: RingBuf<u32, STALLS_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub(crate) static WATCHED: Array<Watched, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static LISTENED: RingBuf<ListenEvent, LISTENED_BYTES> = RingBuf::new();
 
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<u64, u32, { MAX_WORKERS as usize }, NO_PREALLOC> = HashMap::new();

@@ -16,6 +16,10 @@ pub const PENDING: &str = "PENDING";
 pub const OWNER: &str = "OWNER";
 /// Tells the daemon that a worker has begun or ceased to be stalled: the slot, as a `u32`.
 pub const STALLS: &str = "STALLS";
+/// Whose beginning and end to listen is told: [`Watched`](crate::listen::Watched).
+pub const WATCHED: &str = "WATCHED";
+/// Tells the daemon that a socket has begun or ceased to listen: [`ListenEvent`](crate::listen::ListenEvent).
+pub const LISTENED: &str = "LISTENED";
 /// The slot of a listener, by socket cookie.
 pub const LISTENERS: &str = "LISTENERS";
 /// The slot that a child was moved to, by socket cookie.
@@ -25,6 +29,9 @@ pub const MOVED: &str = "MOVED";
 pub const TRACK_CONNECTIONS: &str = "track_connections";
 /// The tracepoint that it is attached to.
 pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
+
+/// The program that tells of listening sockets, attached to the same tracepoint.
+pub const WATCH_LISTENERS: &str = "watch_listeners";
 
 /// The program of policy `hash`.
 pub const SELECT_HASH: &str = "select_hash";

@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod demo;
 pub mod doctor;
 pub mod group;
+pub mod netns;
 pub mod plan;
 pub mod policy;
 pub mod stats;

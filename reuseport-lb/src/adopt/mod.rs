@@ -1,7 +1,10 @@
-//! Listening sockets of other processes: which there are, whose they are, and which are in our way.
+//! Listening sockets of other processes: which there are, whose they are, which are in our way, and how to get a handle
+//! on one.
 
 mod listeners;
+mod members;
 mod owners;
+mod take;
 
 use std::{
     fmt, io,
@@ -9,7 +12,9 @@ use std::{
 };
 
 pub use listeners::{Listener, Queue, listeners, queue_depths};
-pub use owners::{Owner, owners};
+pub use members::{Kind, Present, held, is_at, present};
+pub use owners::{Owner, descends, owners, owners_among, serving};
+pub use take::{TakeError, take};
 
 /// A listening socket that gets, or would get, connections to an address of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,10 +77,10 @@ pub fn conflicts(listen: SocketAddr) -> io::Result<Vec<Conflict>> {
     let inodes: Vec<_> = found.iter().map(|(_, listener)| listener.inode).collect();
     // Every process's descriptors would have to be read to learn about none.
     let owners = if inodes.is_empty() { vec![] } else { owners(&inodes) };
-    let owned = |inode| owners.iter().filter(|owner| owner.inode == inode).cloned().collect();
-    let conflict = |(overlap, listener): (_, Listener)| {
-        let owners = owned(listener.inode);
-        Conflict { listener, overlap, owners }
+    let conflict = |(overlap, listener): (_, Listener)| Conflict {
+        owners: held(&owners, listener.inode),
+        listener,
+        overlap,
     };
     Ok(found.into_iter().map(conflict).collect())
 }

@@ -10,6 +10,7 @@ use crate::{
     control,
 };
 
+mod adopt;
 mod check;
 mod doctor;
 mod drain;
@@ -71,6 +72,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Run>),
+    Adopt(adopt::Adopt),
     Check(check::Check),
     Status(status::Status),
     Policy(policy::Policy),
@@ -159,6 +161,7 @@ impl Command {
         let control = &control_path(named.clone());
         match self {
             Self::Run(command) => command.run(named, env).await,
+            Self::Adopt(command) => command.run(control, env).await,
             Self::Check(command) => command.run(env),
             Self::Status(command) => command.run(control, env).await,
             Self::Policy(command) => command.run(control, env).await,

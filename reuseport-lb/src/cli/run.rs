@@ -44,41 +44,7 @@ impl Run {
     /// `control` is the control socket that the command line names.
     pub(super) async fn run(self, control: Option<PathBuf>, env: &mut Env<'_>) -> anyhow::Result<()> {
         let (loaded, _source) = self.load(control)?;
-        let Loaded { control, daemon, groups } = loaded;
-        let DaemonSettings { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } =
-            daemon;
-        logging::init(log_format, bpf_log)?;
-        let executable = std::env::current_exe().context("cannot find the own program file")?;
-
-        daemon::check(&groups)?;
-        // A signal that comes during the start waits until the daemon can clean up after itself.
-        let stop = signals::stop_requests().context("cannot handle signals")?;
-        // First of all, so that a second daemon is refused before it has touched anything.
-        let access = Access { control: control_group, readonly: control_readonly_group };
-        let socket = server::bind(&control, access)?;
-        let metrics_socket = match metrics {
-            Some(address) => Some(metrics::bind(address).await?),
-            None => None,
-        };
-        let (daemon, handle) = daemon::start(daemon::Options {
-            groups: groups.clone(),
-            settings: daemon::Settings { pin_dir, bpf_log, executable },
-        })?;
-
-        let mut servers = Servers::new();
-        if let Some(socket) = metrics_socket {
-            servers.spawn(|end| metrics::serve(socket, handle.clone(), end));
-        }
-        servers.spawn(|end| server::serve(socket, handle, end));
-        let lines = StartLines { groups: &groups, control: &control, invocation: &invocation() }.to_string();
-        if let Err(e) = env.out.write_all(lines.as_bytes()).and_then(|()| env.out.flush()) {
-            tracing::warn!(error = %e, "cannot print the start lines");
-        }
-
-        // The control socket stays until everything else is gone: `status` shows who still has connections, and a
-        // second daemon keeps out.
-        daemon.run(stop).await;
-        servers.end().await
+        serve(loaded, env).await
     }
 
     /// What is to be run, and the file that says so.
@@ -89,16 +55,66 @@ impl Run {
             let source = Source { path: absolute(&path)?, control, flags };
             (source.load()?, Some(source))
         } else {
-            let spec = group.spec(name).map_err(|error| match error {
-                SpecError::HashOn(_) => WrongUsage(error.to_string()).into(),
-                SpecError::Command(_) => anyhow::Error::from(error),
-            })?;
+            let spec = group.spec(name).map_err(wrong)?;
             let control = control_path(control);
             (Loaded { control, daemon: flags.settings(), groups: vec![spec] }, None)
         };
         loaded.control = absolute(&loaded.control)?;
         Ok((loaded, source))
     }
+}
+
+/// Whether the command line was wrong, or what it names is not there.
+pub(super) fn wrong(error: SpecError) -> anyhow::Error {
+    match error {
+        SpecError::HashOn(_) => WrongUsage(error.to_string()).into(),
+        SpecError::Command(_) => error.into(),
+    }
+}
+
+/// Runs a daemon until it is told to end.
+pub(super) async fn serve(loaded: Loaded, env: &mut Env<'_>) -> anyhow::Result<()> {
+    let Loaded { control, daemon, groups } = loaded;
+    let DaemonSettings { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } =
+        daemon;
+    logging::init(log_format, bpf_log)?;
+    let executable = std::env::current_exe().context("cannot find the own program file")?;
+
+    daemon::check(&groups)?;
+    // A signal that comes during the start waits until the daemon can clean up after itself.
+    let stop = signals::stop_requests().context("cannot handle signals")?;
+    // First of all, so that a second daemon is refused before it has touched anything.
+    let access = Access { control: control_group, readonly: control_readonly_group };
+    let socket = server::bind(&control, access)?;
+    let metrics_socket = match metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
+    let (daemon, handle) = daemon::start(daemon::Options {
+        groups: groups.clone(),
+        settings: daemon::Settings { pin_dir, bpf_log, executable },
+    })?;
+
+    let mut servers = Servers::new();
+    if let Some(socket) = metrics_socket {
+        servers.spawn(|end| metrics::serve(socket, handle.clone(), end));
+    }
+    servers.spawn(|end| server::serve(socket, handle, end));
+    let lines = StartLines {
+        groups: &groups,
+        workers: &|spec| daemon.workers(&spec.name),
+        control: &control,
+        invocation: &invocation(),
+    }
+    .to_string();
+    if let Err(e) = env.out.write_all(lines.as_bytes()).and_then(|()| env.out.flush()) {
+        tracing::warn!(error = %e, "cannot print the start lines");
+    }
+
+    // The control socket stays until everything else is gone: `status` shows who still has connections, and a
+    // second daemon keeps out.
+    daemon.run(stop).await;
+    servers.end().await
 }
 
 fn invocation() -> String {

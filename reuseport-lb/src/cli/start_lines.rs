@@ -10,7 +10,7 @@ use std::{
 
 use super::render;
 use crate::{
-    config::{GroupSpec, WorkerCommand},
+    config::{GroupSpec, Sockets, WorkerCommand},
     control,
     group::WorkerId,
 };
@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct StartLines<'a> {
     /// What runs.
     pub(super) groups: &'a [GroupSpec],
+    /// The workers that a group has.
+    pub(super) workers: &'a dyn Fn(&GroupSpec) -> Vec<WorkerId>,
     /// The control socket.
     pub(super) control: &'a Path,
     /// How the user calls this program.
@@ -27,11 +29,18 @@ pub(super) struct StartLines<'a> {
 
 impl Display for StartLines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for GroupSpec { name, listen, workers, policy, command, .. } in self.groups {
-            let ids = render::id_ranges((0..*workers).map(WorkerId));
+        for spec in self.groups {
+            let GroupSpec { name, listen, sockets, policy, command, .. } = spec;
+            let ids = (self.workers)(spec);
+            let workers = ids.len();
+            let ids = render::id_ranges(ids);
             writeln!(f, "listening   {listen} (tcp, group {name})")?;
             writeln!(f, "policy      {policy}")?;
             match command {
+                _ if *sockets == Sockets::Adopted && workers == 0 => {
+                    writeln!(f, "workers     none yet: sockets are taken in as they come")?;
+                }
+                _ if *sockets == Sockets::Adopted => writeln!(f, "workers     {workers} adopted: {ids}")?,
                 WorkerCommand::BuiltIn => writeln!(f, "workers     {workers} {command}: {ids}")?,
                 WorkerCommand::Program { .. } => writeln!(f, "workers     {workers} of `{command}`: {ids}")?,
             }
@@ -50,14 +59,17 @@ impl StartLines<'_> {
         }
         let mut hints = Vec::new();
         // What other programs speak is their own affair.
-        if let Some(spec) = self.groups.iter().find(|spec| spec.command == WorkerCommand::BuiltIn) {
+        let is_built_in =
+            |spec: &&GroupSpec| spec.sockets != Sockets::Adopted && spec.command == WorkerCommand::BuiltIn;
+        if let Some(spec) = self.groups.iter().find(is_built_in) {
             hints.push(format!("curl -si {}", curl_address(spec.listen)));
         }
         hints.push(format!("{call} status"));
-        if let Some(GroupSpec { name, workers, .. }) = self.groups.first() {
+        if let Some(spec) = self.groups.first() {
+            let GroupSpec { name, .. } = spec;
             let which = if self.groups.len() > 1 { format!(" --group {name}") } else { String::new() };
             // The last eligible worker is not drained.
-            hints.push(match workers {
+            hints.push(match (self.workers)(spec).len() {
                 0 | 1 => format!("{call} policy{which}"),
                 2 => format!("{call} drain 1{which}"),
                 _ => format!("{call} drain 2{which}"),
@@ -112,6 +124,8 @@ mod tests {
         GroupSpec {
             name: "default".into(),
             listen: "0.0.0.0:8080".parse().expect("an address"),
+            netns: None,
+            sockets: Sockets::HandedOver,
             workers: 4,
             policy: PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow },
             command: WorkerCommand::BuiltIn,
@@ -122,9 +136,14 @@ mod tests {
         }
     }
 
+    fn of_spec(spec: &GroupSpec) -> Vec<WorkerId> {
+        (0..spec.workers).map(WorkerId).collect()
+    }
+
     fn lines(spec: &GroupSpec, control: &str) -> String {
         let groups = std::slice::from_ref(spec);
-        StartLines { groups, control: Path::new(control), invocation: "reuseport-lb" }.to_string()
+        StartLines { groups, workers: &of_spec, control: Path::new(control), invocation: "reuseport-lb" }
+            .to_string()
     }
 
     #[test]
@@ -180,7 +199,8 @@ try         reuseport-lb --control '/tmp/my sock' status · reuseport-lb --contr
         let groups = [other, spec()];
         let control = Path::new(control::DEFAULT_PATH);
         assert_eq!(
-            StartLines { groups: &groups, control, invocation: "reuseport-lb" }.to_string(),
+            StartLines { groups: &groups, workers: &of_spec, control, invocation: "reuseport-lb" }
+                .to_string(),
             "\
 listening   127.0.0.1:80 (tcp, group web)
 policy      consistent-hash on flow

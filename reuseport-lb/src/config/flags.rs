@@ -5,7 +5,9 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, thread, time::Duration}
 
 use clap::{Args, ValueEnum};
 
-use super::{BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, UserGroup, WorkerCommand, values};
+use super::{
+    BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, Sockets, UserGroup, WorkerCommand, values,
+};
 use crate::policy::{HashOn, Policy};
 
 /// listen(2) takes an `int`.
@@ -23,24 +25,20 @@ pub struct GroupFlags {
     /// How many workers to start, 1 to 1,024 [default: one a CPU, two at least]
     #[arg(long, value_name = "N", value_parser = values::workers)]
     workers: Option<u16>,
-    /// The rule that picks the worker for a new connection
-    #[arg(long, value_enum, default_value_t = Policy::ConsistentHash)]
-    policy: Policy,
-    /// What the policy hashes [default: flow]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    hash_on: Option<HashOn>,
-    /// The seed of the flow hash; hosts with the same seed and workers pick alike
-    #[arg(long, value_name = "N", default_value = "0", value_parser = values::hash_seed)]
-    hash_seed: u64,
+    #[command(flatten)]
+    steering: SteeringFlags,
     /// How long the workers may take to finish when the group ends
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     grace: Duration,
-    /// How long a worker may take nothing from a waiting queue until it is passed over; 0 turns that off
-    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = values::duration)]
-    stall_after: Duration,
     /// The length of each worker's accept queue; net.core.somaxconn limits it
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=MAX_BACKLOG))]
     backlog: u32,
+    /// The workers open their sockets themselves, with SO_REUSEPORT, at the address of --listen
+    #[arg(long, requires = "command")]
+    self_bind: bool,
+    /// Start no workers, and steer the processes that listen there: what the command adopt does
+    #[arg(long, conflicts_with_all = ["workers", "self_bind", "command"])]
+    adopt: bool,
     /// What each worker runs; it gets its listening socket as file descriptor 3, as from systemd [default: a
     /// built-in server for trying and testing]
     #[arg(last = true, value_name = "COMMAND")]
@@ -54,15 +52,66 @@ impl GroupFlags {
     ///
     /// See [`SpecError`].
     pub fn spec(self, name: String) -> Result<GroupSpec, SpecError> {
-        let Self { listen, workers, policy, hash_on, hash_seed, grace, stall_after, backlog, command } = self;
+        let Self { listen, workers, steering, grace, backlog, self_bind, adopt, command } = self;
+        if adopt {
+            return steering.adopt(name, listen);
+        }
+        let SteeringFlags { policy, hash_on, hash_seed, stall_after, netns } = steering;
         Ok(GroupSpec {
             name,
             listen,
+            netns,
+            sockets: if self_bind { Sockets::SelfBound } else { Sockets::HandedOver },
             workers: workers.unwrap_or_else(default_workers),
             policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
             command: WorkerCommand::find(&command).map_err(SpecError::Command)?,
             grace,
             backlog,
+            stall_after,
+            hash_seed,
+        })
+    }
+}
+
+/// How and where a group is steered, whoever starts its workers.
+#[derive(Clone, Debug, Args)]
+pub struct SteeringFlags {
+    /// The rule that picks the worker for a new connection
+    #[arg(long, value_enum, default_value_t = Policy::ConsistentHash)]
+    policy: Policy,
+    /// What the policy hashes [default: flow]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    hash_on: Option<HashOn>,
+    /// The seed of the flow hash; hosts with the same seed and workers pick alike
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::hash_seed)]
+    hash_seed: u64,
+    /// How long a worker may take nothing from a waiting queue until it is passed over; 0 turns that off
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = values::duration)]
+    stall_after: Duration,
+    /// The network namespace of the group: a process in it, a path, or a name that `ip netns` lists [default: the
+    /// daemon's own]
+    #[arg(long, value_name = "PID|PATH|NAME", value_parser = values::netns)]
+    netns: Option<PathBuf>,
+}
+
+impl SteeringFlags {
+    /// A group whose workers are the processes that listen at an address.
+    ///
+    /// # Errors
+    ///
+    /// The policy does not take this `--hash-on`.
+    pub fn adopt(self, name: String, listen: SocketAddr) -> Result<GroupSpec, SpecError> {
+        let Self { policy, hash_on, hash_seed, stall_after, netns } = self;
+        Ok(GroupSpec {
+            name,
+            listen,
+            netns,
+            sockets: Sockets::Adopted,
+            workers: 0,
+            policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
+            command: WorkerCommand::BuiltIn,
+            grace: Duration::ZERO,
+            backlog: 0,
             stall_after,
             hash_seed,
         })

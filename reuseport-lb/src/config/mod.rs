@@ -28,7 +28,11 @@ pub struct GroupSpec {
     pub name: String,
     /// Where the group listens.
     pub listen: SocketAddr,
-    /// How many workers it has, 1 to [`MAX_WORKERS`].
+    /// The network namespace that it is in, as a path to open, or the daemon's own.
+    pub netns: Option<PathBuf>,
+    /// Where its sockets come from.
+    pub sockets: Sockets,
+    /// How many workers it has, 1 to [`MAX_WORKERS`]; 0 where others start them.
     pub workers: u16,
     /// The policy at the start.
     pub policy: PolicySpec,
@@ -51,6 +55,28 @@ pub struct UserGroup {
     pub name: String,
     /// Its id.
     pub id: u32,
+}
+
+/// Where the listening sockets of a group come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sockets {
+    /// The daemon makes one for each worker, and hands it over.
+    #[default]
+    HandedOver,
+    /// Each worker opens its own with `SO_REUSEPORT`, and the daemon finds it.
+    SelfBound,
+    /// From processes that the daemon did not start; their sockets are the workers.
+    Adopted,
+}
+
+impl std::fmt::Display for Sockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::HandedOver => "handed-over",
+            Self::SelfBound => "self-bound",
+            Self::Adopted => "adopted",
+        })
+    }
 }
 
 /// What a worker runs.

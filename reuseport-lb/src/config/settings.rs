@@ -33,7 +33,19 @@ impl GroupSpec {
         use Applies::{NewGroup, NextStart, Now};
 
         // Taken apart, so that a further setting is not forgotten here.
-        let Self { name: _, listen, workers, policy, command, grace, backlog, stall_after, hash_seed } = self;
+        let Self {
+            name: _,
+            listen,
+            netns,
+            sockets,
+            workers,
+            policy,
+            command,
+            grace,
+            backlog,
+            stall_after,
+            hash_seed,
+        } = self;
         let duration = |duration| humantime::format_duration(duration).to_string();
         [
             ("listen", listen.to_string(), NewGroup),
@@ -44,6 +56,8 @@ impl GroupSpec {
             ("stall-after", duration(*stall_after), Now),
             ("backlog", backlog.to_string(), Now),
             ("command", command.to_string(), NextStart),
+            ("netns", netns.as_ref().map_or("own".into(), |netns| netns.display().to_string()), NewGroup),
+            ("sockets", sockets.to_string(), NewGroup),
         ]
         .map(|(name, value, applies)| Setting { name, value, applies })
         .into()

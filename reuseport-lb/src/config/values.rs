@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::IntErrorKind,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -85,6 +86,26 @@ fn why_no_address(text: &str) -> String {
         Err(InvalidValue(why)) => why,
         Ok(_) => format!("IPv6 addresses stand in brackets: write [{bare_host}]:{port_text}"),
     }
+}
+
+/// Parses a network namespace into the path that opens it: a process id, a path, or a name that `ip netns` knows.
+///
+/// # Errors
+///
+/// The empty text. Whether there is such a namespace is seen when it is opened.
+pub fn netns(text: &str) -> Result<PathBuf, InvalidValue> {
+    if text.is_empty() {
+        return Err(InvalidValue(
+            "a network namespace is a process id, a path, or a name of `ip netns`".into(),
+        ));
+    }
+    if text.contains('/') {
+        return Ok(text.into());
+    }
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(["/proc", text, "ns/net"].iter().collect());
+    }
+    Ok(Path::new("/run/netns").join(text))
 }
 
 /// Parses the number of workers, 1 to [`MAX_WORKERS`].
@@ -220,6 +241,16 @@ pub fn policy(name: Policy, hash_on: Option<HashOn>) -> Result<PolicySpec, Inval
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_namespace_is_a_process_a_path_or_a_name() {
+        let path = |text| netns(text).map(|path| path.display().to_string());
+        assert_eq!(path("123").as_deref(), Ok("/proc/123/ns/net"));
+        assert_eq!(path("/run/docker/netns/a1").as_deref(), Ok("/run/docker/netns/a1"));
+        assert_eq!(path("./123").as_deref(), Ok("./123"));
+        assert_eq!(path("blue").as_deref(), Ok("/run/netns/blue"));
+        assert!(path("").is_err());
+    }
 
     #[test]
     fn addresses_are_taken_in_each_form() {

@@ -148,14 +148,17 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// The daemon starts them and made their sockets.
+    /// The daemon starts them.
     Supervised,
+    /// The daemon found their sockets in running processes.
+    Adopted,
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Supervised => "supervised",
+            Self::Adopted => "adopted",
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What happens to the groups without being asked for, on its way to the owner task.
 
+use reuseport_lb_ebpf::listen::ListenEvent;
 use tokio::sync::mpsc;
 
 use crate::group::WorkerId;
@@ -19,6 +20,15 @@ pub(super) enum Event {
         pid: u32,
         /// How it ended.
         reason: String,
+    },
+    /// A listening socket has come or gone, in a group whose sockets are others' to open.
+    Listening(ListenEvent),
+    /// The process that took the connections of an adopted socket has ended.
+    OwnerEnded {
+        /// The worker.
+        worker: WorkerId,
+        /// The process.
+        pid: u32,
     },
     /// Some workers have begun or ceased to be stalled; the datapath knows which.
     Stalls,

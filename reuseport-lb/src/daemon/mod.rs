@@ -5,6 +5,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use following::LeftOut;
 pub use owner::Daemon;
 pub use start::{GroupError, Options, Settings, StartError, check, start};
 
@@ -17,11 +18,14 @@ use crate::{
 };
 
 mod events;
+mod following;
 mod listener;
 mod manager;
 mod owner;
+mod owners;
 mod process;
 mod runner;
+mod socket;
 mod start;
 mod status;
 
@@ -106,7 +110,9 @@ impl From<Refusal> for RequestError {
             | Refusal::Stopped(_)
             | Refusal::Runs(..)
             | Refusal::AllStopped
-            | Refusal::NobodyRemains(_) => Self::Refused(text),
+            | Refusal::NobodyRemains(_)
+            | Refusal::NotOurs
+            | Refusal::Leaves(_) => Self::Refused(text),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     manager::Manager,
     runner::Runner,
 };
-use crate::{control::Status, worker::descriptors::OpenFiles};
+use crate::{control::Status, group::WorkerId, worker::descriptors::OpenFiles};
 
 /// The daemon, with everything it owns.
 pub struct Daemon {
@@ -27,6 +27,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// The workers that a group has.
+    pub fn workers(&self, group: &str) -> Vec<WorkerId> {
+        self.groups
+            .get(group)
+            .map(|runner| runner.group.workers().map(|(id, _)| id).collect())
+            .unwrap_or_default()
+    }
+
     /// Runs until it has been told to end and everything has ended.
     ///
     /// The first message on `stop` ends the workers in peace, within their groups' grace periods; the second at once.
@@ -136,7 +144,8 @@ impl Daemon {
         self.open_files.raise(self.groups.values().map(workers));
     }
 
-    fn status(&self) -> Result<Status, RequestError> {
+    fn status(&mut self) -> Result<Status, RequestError> {
+        self.groups.values_mut().for_each(Runner::see_owners);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::AsFd as _,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,8 +12,10 @@ use std::{
 use super::{
     RequestError, Settings,
     events::{Event, Events, Key},
+    following::Following,
     listener::Listener,
     process::{self, Order, Orders},
+    socket::Socket,
     start::explain,
 };
 use crate::{
@@ -21,8 +24,9 @@ use crate::{
     control::{DrainRequest, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, WorkerStatus},
     datapath::{self, Applied, Datapath as _, KernelDatapath},
     group::{Action, Group, Refusal, RestartPlan, Seen, Wish, Worker, WorkerId, WorkerState},
+    netns::Netns,
     policy::PolicySpec,
-    worker::{Launch, Process, descriptors::OpenFiles},
+    worker::{Launch, Process, StartError, descriptors::OpenFiles},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
@@ -46,7 +50,9 @@ pub(super) struct Runner {
     pub(super) open_files: OpenFiles,
     pub(super) group: Group,
     pub(super) applied: Applied<KernelDatapath>,
-    pub(super) listeners: BTreeMap<WorkerId, Listener>,
+    pub(super) netns: Netns,
+    pub(super) listeners: BTreeMap<WorkerId, Socket>,
+    pub(super) following: Following,
     pub(super) processes: BTreeMap<WorkerId, Orders>,
     pub(super) events: Events,
     pub(super) logged: Logged,
@@ -68,7 +74,10 @@ impl Runner {
         let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
         let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
         let trial = self.group.is_trying().then(|| Instant::now() + TRIAL_POLL);
-        [drain, stall, trial, self.group.next_deadline(Instant::now())].into_iter().flatten().min()
+        [drain, stall, trial, self.group.next_deadline(Instant::now()), self.following.look_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long the workers may take to finish in the end.
@@ -88,8 +97,13 @@ impl Runner {
         (active.count(), self.group.workers().count())
     }
 
-    /// All workers end: within the grace period, or at once.
+    /// All workers end: within the grace period, or at once. Those of others go on, and the kernel picks among them.
     pub(super) fn end(&mut self, at_once: bool) {
+        if self.group.is_adopted() {
+            tracing::info!(group = self.spec.name, "leaving the group to the kernel");
+            self.group.release();
+            return;
+        }
         let grace = if at_once { Duration::ZERO } else { self.spec.grace };
         tracing::info!(group = self.spec.name, grace = %humantime::format_duration(grace), "shutting down");
         self.group.shut_down(grace, Instant::now());
@@ -162,7 +176,7 @@ impl Runner {
     pub(super) fn apply(&mut self) -> Result<(), datapath::Error> {
         let Self { applied, group, listeners, .. } = self;
         let desired = group.desired();
-        applied.apply(&desired, |slot| Some(listeners.get(&WorkerId(slot))?.as_fd()))
+        applied.apply(&desired, |slot| listeners.get(&WorkerId(slot))?.handle())
     }
 
     /// Takes note of what happened.
@@ -172,6 +186,23 @@ impl Runner {
                 tracing::info!(group = self.spec.name, worker = worker.0, pid, "worker process {reason}");
                 self.processes.remove(&worker);
                 self.group.ended(worker, reason, Vec::new(), Instant::now());
+                if self.follows() {
+                    // A successor opens a socket of its own, which takes the place of this one.
+                    self.listeners.remove(&worker);
+                    self.group.closed(worker);
+                    self.following.look_soon(Instant::now());
+                }
+            }
+            Event::Listening(event) => self.told(event),
+            Event::OwnerEnded { worker, pid } => {
+                tracing::debug!(
+                    group = self.spec.name,
+                    worker = worker.0,
+                    pid,
+                    "the process of a socket has ended"
+                );
+                self.see_owners();
+                self.following.look_soon(Instant::now());
             }
             // `advance` looks who it is.
             Event::Stalls => {}
@@ -180,6 +211,7 @@ impl Runner {
 
     /// Does what is due, until nothing is, and says what has changed.
     pub(super) fn advance(&mut self) {
+        self.follow_when_due();
         loop {
             let look = self.look();
             let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
@@ -236,9 +268,11 @@ impl Runner {
     fn carry_out(&mut self, action: Action) {
         let now = Instant::now();
         match action {
-            Action::Open(id) => match Listener::open(self.spec.listen, self.spec.backlog) {
+            // The worker does it itself.
+            Action::Open(_) if self.follows() => {}
+            Action::Open(id) => match self.open() {
                 Ok(listener) => {
-                    self.listeners.insert(id, listener);
+                    self.listeners.insert(id, Socket::Made(listener));
                     self.group.opened(id);
                 }
                 Err(error) => {
@@ -256,21 +290,44 @@ impl Runner {
                 self.listeners.remove(&id);
                 self.group.closed(id);
             }
+            Action::Forget(id) => {
+                self.group.forget(id);
+                self.logged.workers.remove(&id);
+                tracing::info!(group = self.spec.name, worker = id.0, "worker has left");
+                if let Err(error) = self.applied.forget(id.0) {
+                    tracing::error!(
+                        group = self.spec.name,
+                        worker = id.0,
+                        error = chain(&error),
+                        "cannot reset counters"
+                    );
+                }
+            }
         }
     }
 
+    /// A listening socket for a worker.
+    pub(super) fn open(&self) -> io::Result<Listener> {
+        self.netns.within(|| Listener::open(self.spec.listen, self.spec.backlog))?
+    }
+
     fn start_worker(&mut self, id: WorkerId) {
-        // Without a socket it will be tried again, together with the socket.
-        let Some(listener) = self.listeners.get(&id) else { return };
+        let socket = match self.listeners.get(&id) {
+            Some(Socket::Made(listener)) => Some(listener.as_fd()),
+            _ if self.follows() => None,
+            // It will be tried again, together with the socket.
+            _ => return,
+        };
         let launch = Launch {
             executable: &self.settings.executable,
             command: &self.spec.command,
             worker: id,
             group: &self.spec.name,
-            socket: listener.as_fd(),
+            socket,
             open_files: self.open_files.for_workers(),
         };
-        match Process::start(&launch) {
+        let started = self.netns.within(|| Process::start(&launch)).map_err(StartError::Netns).flatten();
+        match started {
             Ok(process) => {
                 self.group.started(id, process.pid(), Instant::now());
                 self.processes.insert(id, process::watch(self.events.clone(), id, process));

@@ -5,15 +5,18 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 use super::{
     Daemon, Handle,
     events::{Event, EventQueue, Events},
-    listener::Listener,
+    following::{Following, LeftOut},
     manager::Manager,
     runner::{Logged, Runner},
+    socket::Socket,
 };
 use crate::{
     adopt,
-    config::{BpfLogLevel, GroupSpec},
+    chain::chain,
+    config::{BpfLogLevel, GroupSpec, Sockets},
     datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
     group::{Group, Supervision, WorkerId},
+    netns::Netns,
     worker::descriptors::OpenFiles,
 };
 
@@ -57,6 +60,28 @@ pub enum GroupError {
     /// Somebody else listens there.
     #[error("{0}; stop it, or choose another address with --listen")]
     Taken(adopt::Conflict),
+    /// Nobody listens at the address itself, but somebody does where its connections go.
+    #[error(
+        "nobody listens at {listen} itself, and its connections go elsewhere: {taken}; adopt that address"
+    )]
+    Elsewhere {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// Who gets its connections.
+        taken: Box<adopt::Conflict>,
+    },
+    /// A socket of the group cannot be adopted. It would get no connections any more.
+    #[error("cannot adopt {0}")]
+    LeftOut(Box<LeftOut>),
+    /// The network namespace cannot be entered.
+    #[error("cannot enter the network namespace {}", path.display())]
+    Netns {
+        /// What names it.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {}", explain(.error))]
     Listen {
@@ -97,10 +122,10 @@ pub(super) fn explain(error: &io::Error) -> String {
 /// [`GroupError::Missing`]: it cannot.
 pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
     let missing = datapath::check_requirements();
-    for GroupSpec { name, policy, .. } in groups {
-        let is_fatal = |missing: &&Missing| {
-            missing.is_fatal() || **missing == Missing::Btf && policy.name.compares_loads()
-        };
+    for GroupSpec { name, policy, sockets, .. } in groups {
+        // Without BTF no program tells of sockets that come and go, either.
+        let needs_btf = policy.name.compares_loads() || *sockets != Sockets::HandedOver;
+        let is_fatal = |missing: &&Missing| missing.is_fatal() || **missing == Missing::Btf && needs_btf;
         if let Some(missing) = missing.iter().find(is_fatal) {
             return Err(StartError { group: name.clone(), why: GroupError::Missing(missing.clone()) });
         }
@@ -159,44 +184,115 @@ impl Runner {
         open_files: OpenFiles,
         events: Events,
     ) -> Result<Self, GroupError> {
-        // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
-        if let Some(conflict) = adopt::conflicts(spec.listen).map_err(GroupError::Sockets)?.into_iter().next()
-        {
-            return Err(GroupError::Taken(conflict));
-        }
-        let datapath = load(&spec, settings, &events)?;
-
-        // As late as possible: until the program is attached, the kernel picks who gets a connection.
-        let mut listeners = BTreeMap::new();
-        for id in (0..spec.workers).map(WorkerId) {
-            let listener = Listener::open(spec.listen, spec.backlog)
-                .map_err(|error| GroupError::Listen { address: spec.listen, error })?;
-            listeners.insert(id, listener);
-        }
-        let mut group =
-            Group::new(spec.workers, spec.policy, spec.stall_after, Supervision::default(), Instant::now());
-        for id in listeners.keys() {
-            group.opened(*id);
-        }
+        let netns = Netns::open(spec.netns.as_deref())
+            .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })?;
+        check_address(&spec, &netns)?;
+        let datapath = load(&spec, settings, &events, &netns)?;
+        let now = Instant::now();
+        let group = match spec.sockets {
+            Sockets::Adopted => Group::adopted(spec.policy, spec.stall_after, now),
+            Sockets::HandedOver | Sockets::SelfBound => {
+                let supervision =
+                    Supervision { self_bound: spec.sockets == Sockets::SelfBound, ..Supervision::default() };
+                Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now)
+            }
+        };
         let mut runner = Self {
             applied: Applied::new(datapath, spec.workers),
             settings: Arc::clone(settings),
             open_files,
             group,
-            listeners,
+            netns,
+            listeners: BTreeMap::new(),
+            following: Following::default(),
             processes: BTreeMap::new(),
             events,
             logged: Logged { policy: spec.policy, workers: BTreeMap::new() },
             spec,
         };
-        runner.apply()?;
+        runner.gather()?;
         runner.applied.datapath_mut().settle_in();
         Ok(runner)
     }
+
+    /// Gets the sockets that there are to be at the start, and lets the program pick among them.
+    fn gather(&mut self) -> Result<(), GroupError> {
+        match self.spec.sockets {
+            Sockets::HandedOver => {
+                // As late as possible: until the program is attached, the kernel picks who gets a connection.
+                for id in (0..self.spec.workers).map(WorkerId) {
+                    let listener = self
+                        .open()
+                        .map_err(|error| GroupError::Listen { address: self.spec.listen, error })?;
+                    self.listeners.insert(id, Socket::Made(listener));
+                    self.group.opened(id);
+                }
+                self.apply()?;
+            }
+            // They come with their workers.
+            Sockets::SelfBound => self.apply()?,
+            Sockets::Adopted => {
+                // The news are on already, so that none is missed in between.
+                let left_out = self.follow().map_err(GroupError::Sockets)?;
+                if let Some(left_out) = left_out.into_iter().next() {
+                    return Err(self.give_up(GroupError::LeftOut(Box::new(left_out))));
+                }
+                if self.listeners.is_empty() {
+                    tracing::warn!(
+                        group = self.spec.name,
+                        "nobody listens at {} yet; sockets are taken in as they come",
+                        self.spec.listen
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves everything as it was.
+    fn give_up(&mut self, error: GroupError) -> GroupError {
+        self.group.release();
+        if let Err(error) = self.apply() {
+            tracing::error!(
+                group = self.spec.name,
+                error = chain(&error),
+                "cannot leave the group to the kernel"
+            );
+        }
+        error
+    }
 }
 
-fn load(spec: &GroupSpec, settings: &Settings, events: &Events) -> Result<KernelDatapath, GroupError> {
-    let pins = settings.pin_dir.join(pin_name(spec).map_err(GroupError::Sockets)?);
+/// Sees whether somebody else is in the way, or has what is to be adopted.
+fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<(), GroupError> {
+    let listen = spec.listen;
+    let within = |error| GroupError::Sockets(error);
+    if spec.sockets != Sockets::Adopted {
+        // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
+        let conflicts = netns.within(|| adopt::conflicts(listen)).flatten().map_err(within)?;
+        return conflicts.into_iter().next().map_or(Ok(()), |conflict| Err(GroupError::Taken(conflict)));
+    }
+    let adopt::Present { members, others } =
+        netns.within(|| adopt::present(listen)).flatten().map_err(within)?;
+    for other in others {
+        if members.is_empty() && other.overlap != adopt::Overlap::Narrower {
+            return Err(GroupError::Elsewhere { listen, taken: Box::new(other) });
+        }
+        tracing::warn!(
+            group = spec.name,
+            "not of this group, and goes on getting its own connections: {other}"
+        );
+    }
+    Ok(())
+}
+
+fn load(
+    spec: &GroupSpec,
+    settings: &Settings,
+    events: &Events,
+    netns: &Netns,
+) -> Result<KernelDatapath, GroupError> {
+    let pins = settings.pin_dir.join(pin_name(spec, netns));
     let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, None)?;
     if settings.bpf_log.is_some() {
         datapath.forward_log().map_err(GroupError::Log)?;
@@ -204,17 +300,19 @@ fn load(spec: &GroupSpec, settings: &Settings, events: &Events) -> Result<Kernel
     if !spec.stall_after.is_zero() && !datapath.sees_stalls() {
         tracing::warn!("stalled workers are not seen: the kernel's BTF does not say where accept queues are");
     }
-    let events = events.clone();
-    datapath.report_stalls(move || events.send(Event::Stalls)).map_err(GroupError::Log)?;
+    let stalls = events.clone();
+    datapath.report_stalls(move || stalls.send(Event::Stalls)).map_err(GroupError::Log)?;
+    if spec.sockets != Sockets::HandedOver {
+        let sockets = events.clone();
+        let tell = move |event| sockets.send(Event::Listening(event));
+        datapath.watch_listeners(spec.listen.port(), netns.inode(), tell)?;
+    }
     Ok(datapath)
 }
 
 /// A group's name among the pins: what the kernel knows it by, so that no two daemons use the same.
-fn pin_name(spec: &GroupSpec) -> io::Result<String> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let netns = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+fn pin_name(spec: &GroupSpec, netns: &Netns) -> String {
     // The BPF file system refuses names with dots.
     let address = spec.listen.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    Ok(format!("tcp-{address}-{netns}"))
+    format!("tcp-{address}-{}", netns.inode())
 }

@@ -6,6 +6,7 @@ use super::{RequestError, runner::Runner};
 use crate::{
     adopt,
     chain::chain,
+    config::Sockets,
     control::{
         AtWorker, Connections, FailedWorker, GroupStatus, Mode, OperationState, OperationStatus, Protocol,
         Stalls, WorkerStatus,
@@ -34,7 +35,10 @@ impl Runner {
             name: self.spec.name.clone(),
             protocol: Protocol::Tcp,
             listen: self.spec.listen,
-            mode: Mode::Supervised,
+            mode: match self.spec.sockets {
+                Sockets::HandedOver | Sockets::SelfBound => Mode::Supervised,
+                Sockets::Adopted => Mode::Adopted,
+            },
             policy: self.group.policy(),
             workers: self
                 .group
@@ -89,7 +93,7 @@ impl Runner {
 
     /// The accept queues, by the cookies of their sockets.
     pub(super) fn queues(&self) -> io::Result<HashMap<u64, adopt::Queue>> {
-        adopt::queue_depths(self.spec.listen.port())
+        self.netns.within(|| adopt::queue_depths(self.spec.listen.port())).flatten()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Carries out the steps of a plan, whole or not at all.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 
 use super::{Datapath, Error, Selection};
 use crate::{
@@ -54,10 +54,10 @@ impl<D: Datapath> Applied<D> {
     ///
     /// Everything is as before then. Should the way back fail too, what remains is safe for connections, and the
     /// next call goes on from there.
-    pub fn apply<'a>(
+    pub fn apply<S: AsFd>(
         &mut self,
         desired: &State,
-        socket: impl Fn(u16) -> Option<BorrowedFd<'a>>,
+        socket: impl Fn(u16) -> Option<S>,
     ) -> Result<(), Error> {
         let before = self.state.clone();
         self.advance(desired, &socket).inspect_err(|_| {
@@ -75,11 +75,11 @@ impl<D: Datapath> Applied<D> {
     /// # Errors
     ///
     /// What an earlier daemon had applied is not undone: each step leaves it working, and the next daemon can take over.
-    pub fn take_over<'a>(
+    pub fn take_over<S: AsFd>(
         &mut self,
         desired: &State,
         in_halves: bool,
-        socket: impl Fn(u16) -> Option<BorrowedFd<'a>>,
+        socket: impl Fn(u16) -> Option<S>,
     ) -> Result<(), Error> {
         if in_halves && desired.members.len() > 1 {
             let mut half = desired.clone();
@@ -99,11 +99,16 @@ impl<D: Datapath> Applied<D> {
         self.datapath.settle()
     }
 
-    fn advance<'a>(
-        &mut self,
-        desired: &State,
-        socket: &impl Fn(u16) -> Option<BorrowedFd<'a>>,
-    ) -> Result<(), Error> {
+    /// A slot that was emptied is to be another worker's; see [`Datapath::forget`].
+    ///
+    /// # Errors
+    ///
+    /// What is counted for the slot goes on from where it is.
+    pub fn forget(&mut self, slot: u16) -> Result<(), Error> {
+        self.datapath.forget(slot)
+    }
+
+    fn advance<S: AsFd>(&mut self, desired: &State, socket: &impl Fn(u16) -> Option<S>) -> Result<(), Error> {
         let mut steps = steps(&self.state, desired);
         let attaches = |step: &Step| matches!(step, Step::Attach(_));
         if self.foreign_program && !desired.sockets.is_empty() && !steps.iter().any(attaches) {
@@ -113,14 +118,15 @@ impl<D: Datapath> Applied<D> {
         for step in steps {
             match step {
                 Step::Insert(slot) => {
-                    self.datapath.insert(slot, socket(slot).ok_or(Error::NoSocket(slot))?)?;
+                    let socket = socket(slot).ok_or(Error::NoSocket(slot))?;
+                    self.datapath.insert(slot, socket.as_fd())?;
                     self.state.sockets.insert(slot);
                 }
                 Step::Commit => self.commit(desired)?,
                 Step::Attach(policy) => {
                     let any = desired.sockets.iter().find_map(|&slot| socket(slot));
                     if let Some(any) = any {
-                        self.datapath.attach(policy, any)?;
+                        self.datapath.attach(policy, any.as_fd())?;
                         self.state.policy = policy;
                         self.foreign_program = false;
                     }
@@ -162,8 +168,6 @@ impl<D: Datapath> Applied<D> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
     use crate::{
         datapath::fake::{Call, FakeDatapath},

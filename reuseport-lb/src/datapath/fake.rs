@@ -59,6 +59,11 @@ impl Datapath for FakeDatapath {
         Ok(())
     }
 
+    fn forget(&mut self, slot: u16) -> Result<(), Error> {
+        assert!(!self.sockets.contains(&slot), "slot {slot} has a socket");
+        Ok(())
+    }
+
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error> {
         self.call(Call::Commit)?;
         for member in selection.members {

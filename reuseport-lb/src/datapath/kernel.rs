@@ -4,11 +4,15 @@ use std::{collections::BTreeMap, io, os::fd::BorrowedFd, path::Path, thread, tim
 
 use aya::{
     Btf, Ebpf, Pod,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage},
+    maps::{
+        HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, ReusePortSockArray, RingBuf, SkStorage,
+    },
     programs::{ProgramError, SkReuseport, SkReuseportError},
 };
 use reuseport_lb_ebpf::{
-    LAYOUT_VERSION, names,
+    LAYOUT_VERSION,
+    listen::Watched,
+    names,
     outcome::{Outcome, Outcomes},
     worker::{Owner, Selections},
 };
@@ -45,24 +49,27 @@ const NO_MEMBARRIER: Duration = Duration::from_millis(50);
 /// Plain integers without padding, so that any bytes make one: what aya asks of a map's value.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Value<T>(T);
+pub(super) struct Value<T>(pub(super) T);
 
 // SAFETY: the layout of these types is asserted, without padding, where they are declared.
 unsafe impl Pod for Value<Owner> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<Selections> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<Watched> {}
 
 /// The programs and maps of one group.
 ///
 /// Dropping it takes away the pins and stops the counting of connections. The program stays with the group until
 /// [`attach`](Datapath::attach) with [`Policy::Kernel`], or until the group's last socket is closed.
 pub struct KernelDatapath {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     tables: SharedTables,
     loads: SharedLoads,
     sockets: ReusePortSockArray<MapData>,
     owner: SkStorage<MapData, Value<Owner>>,
     listeners: HashMap<MapData, u64, u32>,
+    cookies: BTreeMap<u16, u64>,
     selections: PerCpuArray<MapData, Value<Selections>>,
     outcomes: PerCpuArray<MapData, Outcomes>,
     seed: u64,
@@ -71,7 +78,7 @@ pub struct KernelDatapath {
     sees_stalls: bool,
     settled: bool,
     // Ended together with it, since they hold maps.
-    tasks: JoinSet<()>,
+    pub(super) tasks: JoinSet<()>,
     record: PinRecord,
     taken_over: Option<TakenOver>,
     strays: Vec<ReusePortSockArray<MapData>>,
@@ -145,6 +152,7 @@ impl KernelDatapath {
             sockets: take(&mut ebpf, names::SOCKETS)?,
             owner: take(&mut ebpf, names::OWNER)?,
             listeners: take(&mut ebpf, names::LISTENERS)?,
+            cookies: BTreeMap::new(),
             selections: take(&mut ebpf, names::SELECTIONS)?,
             outcomes: take(&mut ebpf, names::OUTCOMES)?,
             stalls: Some(take(&mut ebpf, names::STALLS)?),
@@ -242,6 +250,14 @@ impl KernelDatapath {
         });
         Ok(())
     }
+
+    /// Takes the slot's last socket out of [`names::LISTENERS`].
+    fn forget_listener(&mut self, slot: u16) {
+        if let Some(cookie) = self.cookies.remove(&slot) {
+            // It fails only when it is not there, which is what is wanted.
+            drop(self.listeners.remove(&cookie));
+        }
+    }
 }
 
 impl Datapath for KernelDatapath {
@@ -251,7 +267,10 @@ impl Datapath for KernelDatapath {
         self.owner.insert(&socket, Value(owner), 0).map_err(Error::map(names::OWNER))?;
         let cookie = rustix::net::sockopt::socket_cookie(socket)
             .map_err(|error| Error::system("getsockopt(SO_COOKIE)")(error.into()))?;
+        // The slot's last socket was closed, and its queue has moved long ago.
+        self.forget_listener(slot);
         self.listeners.insert(cookie, u32::from(slot), 0).map_err(Error::map(names::LISTENERS))?;
+        self.cookies.insert(slot, cookie);
         let mut put = || match self.sockets.set(slot.into(), &socket, 0) {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::ResourceBusy => {
                 Ok(false)
@@ -275,7 +294,7 @@ impl Datapath for KernelDatapath {
             Ok(false) => Err(Error::Unreachable(slot)),
             Err(error) => {
                 // Nothing was picked yet, so nothing depends on the entry.
-                drop(self.listeners.remove(&cookie));
+                self.forget_listener(slot);
                 Err(error)
             }
         }
@@ -286,6 +305,19 @@ impl Datapath for KernelDatapath {
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(Error::map(names::SOCKETS)),
         }
+    }
+
+    fn forget(&mut self, slot: u16) -> Result<(), Error> {
+        self.forget_listener(slot);
+        // No program counts for a slot that no table names.
+        self.settle()?;
+        let zeros = vec![
+            Value(Selections::default());
+            aya::util::nr_cpus()
+                .map_err(|(_, error)| Error::system("the number of CPUs")(error))?
+        ];
+        let zeros = PerCpuValues::try_from(zeros).map_err(Error::system("the number of CPUs"))?;
+        self.selections.set(slot.into(), zeros, 0).map_err(Error::map(names::SELECTIONS))
     }
 
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error> {
@@ -370,7 +402,10 @@ where
     program.try_into().map_err(Error::program(name))
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, Error> {
     let map = ebpf.take_map(name).ok_or(Error::Lacks(name))?;
     map.try_into().map_err(Error::map(name))
 }

@@ -24,6 +24,7 @@ mod requirements;
 mod tables;
 mod takeover;
 mod trackers;
+mod watch;
 
 /// What the programs pick from, to be committed as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,9 @@ pub trait Datapath {
 
     /// Empties a slot. An empty slot is fine: closing its socket empties it too.
     fn remove(&mut self, slot: u16) -> Result<(), Error>;
+
+    /// The slot, which is empty, is to be another worker's: nothing is to remind of the one that had it.
+    fn forget(&mut self, slot: u16) -> Result<(), Error>;
 
     /// Makes `selection` what the programs pick from, from one packet to the next.
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error>;
@@ -161,6 +165,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a socket was refused since it is in the socket array of another program.
+    pub const fn is_busy(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+
     fn map(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
         move |source| Self::Map { name, source: Box::new(source) }
     }

@@ -13,6 +13,8 @@ pub(super) struct Offsets {
     copied_seq: u32,
     array_ptrs: u32,
     ack_backlog: u32,
+    skc_net: u32,
+    net_inum: u32,
 }
 
 impl Offsets {
@@ -27,16 +29,23 @@ impl Offsets {
             copied_seq: find("tcp_sock", "copied_seq"),
             array_ptrs: find("reuseport_array", "ptrs"),
             ack_backlog: if adjacent { ack_backlog } else { 0 },
+            skc_net: find("sock_common", "skc_net"),
+            net_inum: match (find("net", "ns"), find("ns_common", "inum")) {
+                (0, _) | (_, 0) => 0,
+                (namespace, inum) => namespace + inum,
+            },
         }
     }
 
     /// Each global's name and value.
-    pub(super) const fn globals(&self) -> [(&'static str, &u32); 3] {
-        let Self { copied_seq, array_ptrs, ack_backlog } = self;
+    pub(super) const fn globals(&self) -> [(&'static str, &u32); 5] {
+        let Self { copied_seq, array_ptrs, ack_backlog, skc_net, net_inum } = self;
         [
             ("OFFSET_COPIED_SEQ", copied_seq),
             ("OFFSET_ARRAY_PTRS", array_ptrs),
             ("OFFSET_ACK_BACKLOG", ack_backlog),
+            ("OFFSET_SKC_NET", skc_net),
+            ("OFFSET_NET_INUM", net_inum),
         ]
     }
 

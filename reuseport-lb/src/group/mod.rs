@@ -21,6 +21,7 @@ use crate::{
     policy::{HashOn, Member, Policy, PolicySpec},
 };
 
+mod adopted;
 mod backoff;
 mod notice;
 mod operation;
@@ -45,6 +46,8 @@ pub enum Action {
     Kill(WorkerId),
     /// Close its listening socket for good; what waits in its queue goes to other workers.
     Close(WorkerId),
+    /// Its socket has been closed by others, and its last connection is gone: nothing of it is left.
+    Forget(WorkerId),
 }
 
 /// One group.
@@ -56,6 +59,10 @@ pub struct Group {
     supervision: Supervision,
     workers: BTreeMap<WorkerId, Worker>,
     operation: Option<Operation>,
+    /// Whether the processes are others'.
+    is_adopted: bool,
+    /// Whether an adopted group was given back to the kernel.
+    released: bool,
 }
 
 /// How the processes of the workers are looked after.
@@ -69,6 +76,8 @@ pub struct Supervision {
     pub stop_timeout: Duration,
     /// How often a process is to give a sign of life, if it has to.
     pub watchdog: Option<Duration>,
+    /// Whether a process has to open its socket by itself, and is not ready before.
+    pub self_bound: bool,
 }
 
 impl Default for Supervision {
@@ -78,6 +87,7 @@ impl Default for Supervision {
             ready_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(30),
             watchdog: None,
+            self_bound: false,
         }
     }
 }
@@ -112,6 +122,8 @@ impl Group {
             supervision,
             workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
             operation: None,
+            is_adopted: false,
+            released: false,
         };
         group.choose(policy);
         group
@@ -183,6 +195,9 @@ impl Group {
         now: Instant,
     ) -> Result<(), Refusal> {
         self.worker(id)?;
+        if self.is_adopted && stop.is_some() {
+            return Err(Refusal::NotOurs);
+        }
         if self.policy == Policy::Kernel {
             return Err(Refusal::KernelCannotDrain);
         }
@@ -207,6 +222,9 @@ impl Group {
     /// There is no such worker.
     pub fn undrain(&mut self, id: WorkerId, now: Instant) -> Result<(), Refusal> {
         let worker = self.worker_mut(id)?;
+        if worker.leaves {
+            return Err(Refusal::Leaves(id));
+        }
         worker.wish = Wish::Serve;
         if let Process::Down { restart_at } = &mut worker.process {
             restart_at.get_or_insert(now);
@@ -220,6 +238,7 @@ impl Group {
     ///
     /// There is no such worker, or it runs.
     pub fn start(&mut self, id: WorkerId, now: Instant) -> Result<(), Refusal> {
+        self.must_be_ours()?;
         let worker = self.worker(id)?;
         if worker.pid().is_some() && !worker.is_to_stop() {
             return Err(Refusal::Runs(id, worker.state()));
@@ -254,7 +273,11 @@ impl Group {
 
     /// Whether no process runs and no socket is open any more.
     pub fn is_gone(&self) -> bool {
-        self.workers.values().all(|worker| !worker.open && matches!(worker.process, Process::Down { .. }))
+        self.released
+            || self
+                .workers
+                .values()
+                .all(|worker| !worker.open && matches!(worker.process, Process::Down { .. }))
     }
 
     /// A worker's socket was made.
@@ -351,13 +374,14 @@ impl Group {
             // Those who will be back serve what waits in their queues then: better than to feed one that drains.
             eligible = members(&|worker| worker.wish == Wish::Serve);
         }
+        let mut staying = self.workers.values().filter(|worker| !worker.leaves).peekable();
         State {
             policy: self.policy,
             hash_on: self.hash_on,
             sockets: self.workers.iter().filter(|(_, worker)| worker.open).map(|(id, _)| id.0).collect(),
             members: eligible,
             // The user took every worker out, and knows of it.
-            refuse: self.workers.values().all(|worker| worker.wish != Wish::Serve),
+            refuse: staying.peek().is_some() && staying.all(|worker| worker.wish != Wish::Serve),
             stall_after: self.stall_after,
         }
     }

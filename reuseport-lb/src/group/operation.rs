@@ -180,6 +180,7 @@ impl Group {
     ///
     /// Another operation is under way, the worker does not exist or is stopped, or all are.
     pub fn restart(&mut self, plan: RestartPlan, now: Instant) -> Result<u64, Refusal> {
+        self.must_be_ours()?;
         let RestartPlan { worker, parallel, timeout } = plan;
         if parallel == 0 {
             return Err(Refusal::NoParallel);
@@ -205,6 +206,7 @@ impl Group {
     /// Another operation is under way, the number is out of range, or there are too many and they cannot be drained:
     /// under [`Policy::Kernel`], or since none that remains takes new connections.
     pub fn scale(&mut self, workers: u16, timeout: Duration, now: Instant) -> Result<u64, Refusal> {
+        self.must_be_ours()?;
         if !(1..=super::MAX_WORKERS).contains(&workers) {
             return Err(Refusal::Workers(workers));
         }

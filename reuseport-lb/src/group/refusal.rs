@@ -24,6 +24,15 @@ pub enum Refusal {
     /// The same, seen from the other side.
     #[error("worker {0} is {1}, and policy kernel cannot keep connections from it; undrain it first")]
     KernelWouldFeed(WorkerId, WorkerState),
+    /// The processes of an adopted group are not the daemon's to start or end.
+    #[error(
+        "this daemon did not start the processes of this group, so it starts, stops and restarts none; do that by their \
+             own means (a drain without --stop keeps new connections away)"
+    )]
+    NotOurs,
+    /// There is no socket that could be given new connections.
+    #[error("worker {0} has closed its socket, and finishes the connections that it has")]
+    Leaves(WorkerId),
     /// One operation at a time.
     #[error("a {kind} is under way (operation {id}); wait for its end, `status` shows how far it is")]
     Busy {

@@ -37,7 +37,7 @@ pub(super) fn carry_out(group: &mut Group, now: Instant, look: impl Fn(WorkerId)
             Action::Open(id) => group.opened(id),
             Action::Start(id) => group.started(id, 100 + u32::from(id.0), now),
             Action::Close(id) => group.closed(id),
-            Action::Terminate(_) | Action::Abort(_) | Action::Kill(_) => {}
+            Action::Terminate(_) | Action::Abort(_) | Action::Kill(_) | Action::Forget(_) => {}
         }
     }
     actions

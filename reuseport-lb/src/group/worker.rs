@@ -48,6 +48,8 @@ pub struct Worker {
     pub process: Process,
     /// Whether its listening socket is open.
     pub open: bool,
+    /// Whether its socket was closed by others, so that it only finishes what it has. Of adopted groups only.
+    pub(super) leaves: bool,
     /// How often its process was started again.
     pub restarts: u64,
     /// Why its last process ended, unless the user wanted that.
@@ -81,6 +83,7 @@ impl Worker {
             restart: None,
             process: Process::Down { restart_at: Some(now) },
             open: false,
+            leaves: false,
             restarts: 0,
             reason: None,
             last_words: Vec::new(),
@@ -110,6 +113,7 @@ impl Worker {
                 }
             }
             Process::Starting { .. } => WorkerState::Starting,
+            Process::Running { .. } if !self.open => WorkerState::Starting,
             Process::Running { .. } if self.stalls.since.is_some() => WorkerState::Stalled,
             Process::Running { .. } => WorkerState::Active,
         }
@@ -136,7 +140,7 @@ impl Worker {
 
     /// Whether it takes new connections, or would if it were not stalled.
     pub fn serves(&self) -> bool {
-        matches!(self.process, Process::Running { .. }) && !self.is_leaving()
+        matches!(self.process, Process::Running { .. }) && self.open && !self.is_leaving()
     }
 
     /// Whether new connections may go to it.
@@ -212,6 +216,16 @@ impl Worker {
         self.stalls.set((stalled || self.missed) && self.serves(), now);
     }
 
+    /// Its process has opened its socket.
+    pub(super) fn bound(&mut self, supervision: &Supervision, now: Instant) {
+        self.open = true;
+        if let Process::Starting { pid, since, .. } = self.process
+            && supervision.ready == Ready::Exec
+        {
+            self.ready(pid, since, supervision, now);
+        }
+    }
+
     fn ready(&mut self, pid: u32, since: Instant, supervision: &Supervision, now: Instant) {
         self.process = Process::Running { pid, since };
         self.watchdog = supervision.watchdog.map(|interval| Watchdog { interval, fed_at: now });
@@ -224,7 +238,7 @@ impl Worker {
         self.given_up = None;
         let give_up_at = now + supervision.ready_timeout;
         self.process = Process::Starting { pid, since: now, give_up_at, accepted: None };
-        if supervision.ready == Ready::Exec {
+        if supervision.ready == Ready::Exec && !supervision.self_bound {
             self.ready(pid, now, supervision, now);
         }
     }
@@ -317,6 +331,13 @@ impl Worker {
             worker.process = Process::Stopping { pid, since, kill_at: Some(now + patience) };
         };
         match self.process {
+            Process::Running { .. } if self.leaves => {
+                if self.idle {
+                    vec![Action::Forget(id)]
+                } else {
+                    vec![]
+                }
+            }
             Process::Starting { pid, since, .. } | Process::Running { pid, since }
                 if deadline.is_some_and(|(at, _)| self.idle || due(at)) =>
             {

@@ -29,7 +29,8 @@ use crate::{config::WorkerCommand, group::WorkerId};
 const LISTEN_FDS_START: i32 = 3;
 
 /// What the daemon may have been told by its own service manager, and what is not meant for its workers.
-const NOT_FOR_WORKERS: [&str; 4] = ["LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+const NOT_FOR_WORKERS: [&str; 6] =
+    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// What a worker is started with.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +43,8 @@ pub struct Launch<'a> {
     pub worker: WorkerId,
     /// The name of its group.
     pub group: &'a str,
-    /// Its listening socket. The caller keeps its own handle.
-    pub socket: BorrowedFd<'a>,
+    /// Its listening socket, of which the caller keeps its own handle; none when it opens one by itself.
+    pub socket: Option<BorrowedFd<'a>>,
     /// Its limit of open files, where it is not the daemon's own; see [`descriptors`](super::descriptors).
     pub open_files: Option<u64>,
 }
@@ -54,6 +55,9 @@ pub struct Launch<'a> {
 /// see [`launcher`](super::launcher).
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The network namespace that it is to run in cannot be entered.
+    #[error("cannot enter the network namespace")]
+    Netns(#[source] io::Error),
     /// The socket could not be given to the new process.
     #[error("cannot hand over the worker's socket")]
     Socket(#[source] io::Error),
@@ -97,10 +101,10 @@ impl Process {
     /// Outside a tokio runtime with I/O enabled.
     pub fn start(launch: &Launch<'_>) -> Result<Self, StartError> {
         let Launch { executable, command, worker, group, socket, open_files } = *launch;
-        let mapping = FdMapping {
-            parent_fd: socket.try_clone_to_owned().map_err(StartError::Socket)?,
-            child_fd: LISTEN_FDS_START,
+        let mapping = |socket: BorrowedFd<'_>| {
+            Ok(FdMapping { parent_fd: socket.try_clone_to_owned()?, child_fd: LISTEN_FDS_START })
         };
+        let mappings = socket.map(mapping).transpose().map_err(StartError::Socket)?;
 
         let mut new = Command::new(executable);
         new.arg(EXEC_COMMAND);
@@ -115,13 +119,14 @@ impl Process {
         for variable in NOT_FOR_WORKERS {
             new.env_remove(variable);
         }
-        new.env("LISTEN_FDS", "1")
-            .env("LISTEN_FDNAMES", group)
-            .env(WORKER_VARIABLE, worker.to_string())
+        if mappings.is_some() {
+            new.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", group);
+        }
+        new.env(WORKER_VARIABLE, worker.to_string())
             .env(GROUP_VARIABLE, group)
             .stdin(Stdio::null())
             .process_group(0)
-            .fd_mappings(vec![mapping])
+            .fd_mappings(mappings.into_iter().collect())
             .map_err(|collision| StartError::Socket(io::Error::other(collision)))?;
 
         let spawn_error = |source| StartError::Spawn { executable: executable.to_owned(), source };
@@ -226,12 +231,13 @@ impl Process {
     }
 }
 
+/// A pidfd that can be waited for.
 #[expect(
     deprecated,
     reason = "what it asks for instead is `unsafe`, for the sake of types that close or exchange their descriptor; an \
               `OwnedFd` does neither"
 )]
-fn watch(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(handle: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(handle, Interest::READABLE)
 }
 

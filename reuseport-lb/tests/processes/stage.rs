@@ -53,7 +53,7 @@ impl Stage {
             command,
             worker: WorkerId(id),
             group: "default",
-            socket,
+            socket: Some(socket),
             open_files: None,
         })
     }

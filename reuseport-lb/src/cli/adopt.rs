@@ -1,0 +1,43 @@
+//! `adopt`
+
+use std::{
+    net::SocketAddr,
+    path::{self, Path},
+};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{env::Env, run};
+use crate::config::{
+    flags::{DaemonFlags, SteeringFlags},
+    source::Loaded,
+    values,
+};
+
+/// Steer the connections of servers that run already, until Ctrl-C
+///
+/// Every socket that listens at the address with SO_REUSEPORT is a worker, whoever opened it; those that are opened and
+/// closed later are followed. The servers notice nothing, and go on as before when this ends.
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    // Not a doc comment, to which brackets are links.
+    #[arg(long, help = "Where the servers listen: ADDRESS:PORT, [ADDRESS]:PORT, :PORT or PORT", value_name = "ADDRESS", value_parser = values::listen_address)]
+    listen: SocketAddr,
+    #[command(flatten)]
+    steering: SteeringFlags,
+    /// The group's name
+    #[arg(long, value_name = "GROUP", default_value = "default", value_parser = values::group_name)]
+    name: String,
+    #[command(flatten)]
+    daemon: DaemonFlags,
+}
+
+impl Adopt {
+    pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
+        let Self { listen, steering, name, daemon } = self;
+        let spec = steering.adopt(name, listen).map_err(run::wrong)?;
+        let control = path::absolute(control).context("cannot find the working folder")?;
+        run::serve(Loaded { control, daemon: daemon.settings(), groups: vec![spec] }, env).await
+    }
+}
