@@ -17,6 +17,7 @@ pub mod command;
 pub mod daemon;
 pub mod http;
 pub mod load;
+pub mod machine;
 pub mod netns;
 pub mod process;
 pub mod server;
@@ -29,6 +30,7 @@ pub use client::{Answer, Client, Connection, fixed_sources, hold, sources_reachi
 pub use command::{Output, run};
 pub use daemon::{Daemon, Launch, binary};
 pub use load::{Account, Load, connections};
+pub use machine::Machine;
 pub use netns::{Netns, in_netns};
 pub use server::Server;
 pub use status::GroupExt;

@@ -83,7 +83,7 @@ fn help(binary: &Path, command: Option<&str>) -> Result<String> {
 }
 
 /// What the program prints for these arguments.
-fn printed(binary: &Path, args: &[&str]) -> Result<String> {
+pub(crate) fn printed(binary: &Path, args: &[&str]) -> Result<String> {
     // None of its streams is a terminal, so that the width is what is set here.
     let output = Command::new(binary)
         .args(args)
@@ -98,7 +98,7 @@ fn printed(binary: &Path, args: &[&str]) -> Result<String> {
 }
 
 /// The commands that the overview names, but for `help`, which says the same again.
-fn commands(overview: &str) -> Vec<&str> {
+pub(crate) fn commands(overview: &str) -> Vec<&str> {
     overview
         .lines()
         .skip_while(|line| *line != "Commands:")

@@ -3,6 +3,7 @@
 mod bench;
 mod bpf;
 mod command;
+mod deb;
 mod digest;
 mod docs;
 mod lint;
@@ -53,6 +54,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Build the Debian package of a release, into target/debian.
+    Deb,
     /// Write docs/CLI.md and docs/METRICS.md from what the program says of itself.
     Docs {
         /// Write nothing; fail when a page is not what the program says.
@@ -90,6 +93,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { release, args } => run::run(&workspace, release, args),
         Task::Test { args } => test::test(&workspace, args),
         Task::Bench { args } => bench::bench(&workspace, args),
+        Task::Deb => deb::release(&workspace),
         Task::Docs { check } => {
             if check {
                 docs::check(&workspace)

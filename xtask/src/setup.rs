@@ -1,7 +1,8 @@
 //! Installs what is missing.
 
 use std::{
-    fs,
+    env, fs,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -13,6 +14,9 @@ use crate::{
     workspace::Workspace,
 };
 
+/// The version of `cargo-deb` that makes the Debian package.
+const CARGO_DEB_VERSION: &str = "3.8.0";
+
 /// What a task needs beside a toolchain that builds the BPF programs.
 #[derive(Clone, Copy)]
 pub(crate) struct Needs {
@@ -20,19 +24,30 @@ pub(crate) struct Needs {
     network_tools: bool,
     /// Clippy for the BPF target.
     clippy: bool,
+    /// What makes and tests the Debian package.
+    package: bool,
 }
 
 impl Needs {
     pub(crate) const fn all() -> Self {
-        Self { network_tools: true, clippy: true }
+        Self { network_tools: true, clippy: true, package: true }
     }
 
     pub(crate) const fn build() -> Self {
-        Self { network_tools: false, clippy: false }
+        Self { network_tools: false, clippy: false, package: false }
     }
 
     pub(crate) const fn test() -> Self {
         Self { network_tools: true, ..Self::build() }
+    }
+
+    pub(crate) const fn package() -> Self {
+        Self { package: true, ..Self::build() }
+    }
+
+    /// The same, and the package.
+    pub(crate) const fn with_package(self) -> Self {
+        Self { package: true, ..self }
     }
 
     pub(crate) const fn lint() -> Self {
@@ -67,22 +82,48 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<(Toolchain, 
             }
         }
     }
-    if needs.network_tools {
-        let mut missing = vec![];
-        for (program, package) in [("ip", "iproute2"), ("sysctl", "procps")] {
-            if command::find(program).is_none() {
-                missing.push(package);
-            }
-        }
-        if !missing.is_empty() {
-            if !is_debian() {
-                bail!("the tests need the programs `ip` and `sysctl`: install {}", missing.join(" and "));
-            }
-            changed = true;
-            apt.install(&missing)?;
+    let mut missing = vec![];
+    for (needed, program, package) in [
+        (needs.network_tools, "ip", "iproute2"),
+        (needs.network_tools, "sysctl", "procps"),
+        (needs.package, "dpkg-shlibdeps", "dpkg-dev"),
+        (needs.package, "strip", "binutils"),
+        (needs.package, "xz", "xz-utils"),
+        (needs.package && needs.network_tools, "systemctl", "systemd"),
+    ] {
+        if needed && command::find(program).is_none() {
+            missing.push(package);
         }
     }
+    if !missing.is_empty() {
+        if !is_debian() {
+            bail!("programs are missing; install {}", missing.join(", "));
+        }
+        changed = true;
+        apt.install(&missing)?;
+    }
+    if needs.package && cargo_deb().is_none() {
+        changed = true;
+        eprintln!("xtask: building cargo-deb {CARGO_DEB_VERSION}: about a minute");
+        command::succeed(
+            command::cargo()
+                // Without its own compression of packages, which takes longest to build; dpkg-deb's xz serves.
+                .args(["install", "cargo-deb", "--quiet", "--locked", "--no-default-features"])
+                .args(["--version", CARGO_DEB_VERSION]),
+        )?;
+    }
     Ok((toolchain, changed))
+}
+
+/// Where `cargo-deb` is, in the version that is tested.
+pub(crate) fn cargo_deb() -> Option<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))?;
+    let installed = home.join("bin/cargo-deb");
+    let candidates = [command::is_executable(&installed).then_some(installed), command::find("cargo-deb")];
+    candidates.into_iter().flatten().find(|program| {
+        command::probe(program, &["--version"]).is_some_and(|version| version.ends_with(CARGO_DEB_VERSION))
+    })
 }
 
 fn install_debian_toolchain(workspace: &Workspace, apt: &mut Apt) -> Result<()> {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    bpf, command,
+    bpf, command, deb,
     setup::{self, Needs},
     workspace::Workspace,
 };
@@ -20,6 +20,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 const OBJECT_VARIABLE: &str = "REUSEPORT_LB_BPF_OBJECT";
 /// What the integration tests read: the daemon to start.
 const DAEMON_VARIABLE: &str = "REUSEPORT_LB_BIN";
+/// What the test of the Debian package reads: the package to install.
+const PACKAGE_VARIABLE: &str = "REUSEPORT_LB_DEB";
+/// The test of the Debian package.
+const PACKAGE_TEST: &str = "package";
 
 /// Builds everything from source and runs `cargo test` with `args`.
 pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
@@ -28,7 +32,9 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
         // Before the minutes of building.
         command::sudo()?;
     }
-    let (toolchain, _) = setup::ensure(workspace, Needs::test())?;
+    let package = tests_package(&args);
+    let needs = if package { Needs::test().with_package() } else { Needs::test() };
+    let (toolchain, _) = setup::ensure(workspace, needs)?;
     let object = bpf::build(workspace, &toolchain)?;
     let daemon = build_daemon(workspace, Some(&object), false)?;
     mount_bpffs()?;
@@ -39,6 +45,9 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
         .current_dir(&workspace.root)
         .env(OBJECT_VARIABLE, &object)
         .env(DAEMON_VARIABLE, &daemon);
+    if package {
+        cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon)?);
+    }
     if !chooses_packages(&args) {
         cargo.arg("--workspace");
     }
@@ -83,6 +92,17 @@ pub(crate) fn build_binary(
         .with_context(|| format!("cargo built {} and did not say where it is", selection.join(" ")))
 }
 
+/// Whether the test of the Debian package is among those that `args` choose, so that there must be one.
+fn tests_package(args: &[OsString]) -> bool {
+    let args: Vec<_> = args.iter().filter_map(|arg| arg.to_str()).take_while(|arg| *arg != "--").collect();
+    let chooses_others =
+        args.iter().any(|arg| arg.starts_with("--test") || *arg == "--lib" || *arg == "--bins");
+    let chosen = args.iter().any(|arg| *arg == PACKAGE_TEST || *arg == "--test=package");
+    let crates_chosen = args.iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package"));
+    let is_ours = !crates_chosen || args.iter().any(|arg| arg.ends_with("reuseport-lb-tests"));
+    chosen || !chooses_others && is_ours
+}
+
 fn chooses_packages(args: &[OsString]) -> bool {
     args.iter()
         .map(OsString::as_os_str)
@@ -113,6 +133,26 @@ fn host_triple() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_package_is_made_for_its_test_only() {
+        let makes = |args: &[&str]| tests_package(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        for args in [
+            &[][..],
+            &["-p", "reuseport-lb-tests"],
+            &["-p", "reuseport-lb-tests", "--test", "package"],
+            &["--test=package"],
+        ] {
+            assert!(makes(args), "{args:?}");
+        }
+        for args in [
+            &["-p", "reuseport-lb-tests", "--test", "draining"][..],
+            &["-p", "reuseport-lb", "--lib"],
+            &["--test=draining", "--", "package"],
+        ] {
+            assert!(!makes(args), "{args:?}");
+        }
+    }
 
     #[test]
     fn packages_are_chosen_before_the_dashes_only() {

@@ -1,0 +1,142 @@
+//! The Debian package: what is in it, and that it installs, runs under systemd, and goes without a trace.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
+
+use reuseport_lb::control::Status;
+use reuseport_lb_tests::{Client, Machine, Netns, in_netns, run};
+
+const UNIT: &str = "reuseport-lb";
+
+/// The package that `cargo xtask test` has made.
+fn package() -> PathBuf {
+    let path = std::env::var_os("REUSEPORT_LB_DEB").map(PathBuf::from);
+    path.expect("REUSEPORT_LB_DEB does not name the package: run `cargo xtask test`, which makes it")
+}
+
+/// A machine on which the package can be installed.
+async fn machine(netns: &Arc<Netns>, drop_in: &str) -> Machine {
+    let package = fs::read(package()).expect("the package");
+    // What the package brings is used, and nothing of this machine's own units.
+    let unit = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../reuseport-lb/debian/reuseport-lb.service"));
+    let unit = unit.expect("the unit");
+    let files: [(&str, &[u8]); 3] = [
+        ("package.deb", &package),
+        ("units/reuseport-lb.service", &unit),
+        ("units/reuseport-lb.service.d/test.conf", drop_in.as_bytes()),
+    ];
+    Machine::boot(netns, &files).await
+}
+
+/// There is no journal; what the daemon writes goes to a file.
+const LOGGED: &str =
+    "[Service]\nStandardOutput=append:/var/log/daemon\nStandardError=append:/var/log/daemon\n";
+
+/// Starts the service, and tells what it wrote when that fails.
+async fn start(machine: &Machine) {
+    let started = machine.run(&["systemctl", "start", UNIT]).await;
+    if !started.status.success() {
+        let shown = machine.run(&["systemctl", "status", "--no-pager", "--full", UNIT]).await;
+        let written = machine.run(&["cat", "/var/log/daemon"]).await;
+        panic!("{started}{shown}{written}");
+    }
+}
+
+fn client() -> Client {
+    Client::of(([127, 0, 0, 1], 8080).into())
+}
+
+async fn status(machine: &Machine) -> Status {
+    let json = machine.tell(&["reuseport-lb", "status", "--json"]).await;
+    serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {json}"))
+}
+
+/// A property of the unit.
+async fn property(machine: &Machine, name: &str) -> String {
+    machine.tell(&["systemctl", "show", "--value", "--property", name, UNIT]).await
+}
+
+#[test]
+fn it_has_all_that_belongs_to_it() {
+    in_netns(async |_netns| {
+        let package = package();
+        let listed =
+            run(&["dpkg-deb", "--contents", package.to_str().expect("a path")]).await.succeeded().stdout;
+        let paths: BTreeSet<_> =
+            listed.lines().filter_map(|line| line.split_whitespace().last()?.strip_prefix('.')).collect();
+        let help =
+            run(&[reuseport_lb_tests::binary().to_str().expect("a path"), "--help"]).await.succeeded().stdout;
+        let commands =
+            help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        let names = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let mut pages: Vec<_> = names
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "help")
+            .map(|name| format!("/usr/share/man/man1/reuseport-lb-{name}.1"))
+            .collect();
+        assert!(pages.len() > 10, "{help}");
+        pages.push("/usr/share/man/man1/reuseport-lb.1".into());
+        for path in pages.iter().map(String::as_str).chain([
+            "/usr/bin/reuseport-lb",
+            "/usr/lib/systemd/system/reuseport-lb.service",
+            "/etc/reuseport-lb/reuseport-lb.toml",
+            "/usr/share/bash-completion/completions/reuseport-lb",
+            "/usr/share/zsh/vendor-completions/_reuseport-lb",
+            "/usr/share/fish/vendor_completions.d/reuseport-lb.fish",
+            "/usr/share/doc/reuseport-lb/copyright",
+            "/usr/share/doc/reuseport-lb/docs/OPERATIONS.md",
+        ]) {
+            assert!(paths.contains(path), "{path} is not in\n{listed}");
+        }
+    });
+}
+
+#[test]
+fn it_installs_runs_and_goes() {
+    in_netns(async |netns| {
+        let machine = machine(&netns, LOGGED).await;
+        // Images for containers forbid packages to start and stop services; this machine is like a real one.
+        machine.tell(&["rm", "--force", "/usr/sbin/policy-rc.d"]).await;
+        machine.tell(&["dpkg", "--install", "/input/package.deb"]).await;
+        machine
+            .tell(&[
+                "cmp",
+                "/usr/lib/systemd/system/reuseport-lb.service",
+                "/input/units/reuseport-lb.service",
+            ])
+            .await;
+        assert_eq!(property(&machine, "ActiveState").await, "inactive", "nothing starts by itself");
+        machine.tell(&["reuseport-lb", "check", "/etc/reuseport-lb/reuseport-lb.toml"]).await;
+        machine.tell(&["reuseport-lb", "doctor"]).await;
+
+        // `start` returns when the daemon has said that it serves.
+        start(&machine).await;
+        client().ask("/").await.expect("an answer");
+        let running = status(&machine).await;
+        assert_eq!(property(&machine, "MainPID").await, running.pid.to_string());
+        assert!(property(&machine, "StatusText").await.contains("workers active"));
+        let selected: u64 = running
+            .groups
+            .iter()
+            .flat_map(|group| &group.workers)
+            .map(|worker| worker.connections.selected_total)
+            .sum();
+        assert!(selected > 0, "{running:#?}");
+
+        machine.tell(&["systemctl", "stop", UNIT]).await;
+        assert_eq!(property(&machine, "Result").await, "success");
+        client().ask("/").await.expect_err("nobody listens");
+        let left = machine.tell(&["sh", "-c", "ps -e -o comm= | grep reuseport || true"]).await;
+        assert_eq!(left, "", "processes are left");
+        let pins =
+            machine.tell(&["sh", "-c", "find /sys/fs/bpf/reuseport-lb -type f 2>/dev/null || true"]).await;
+        assert_eq!(pins, "", "pins are left");
+
+        start(&machine).await;
+        machine.tell(&["dpkg", "--purge", UNIT]).await;
+        assert_eq!(property(&machine, "ActiveState").await, "inactive", "removing it stops it");
+        let left = machine
+            .tell(&["sh", "-c", "ls -d /usr/bin/reuseport-lb /etc/reuseport-lb 2>/dev/null || true"])
+            .await;
+        assert_eq!(left, "", "files are left");
+    });
+}
