@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::sk_action::SK_PASS,
-    macros::{btf_tracepoint, sk_reuseport},
-    programs::{BtfTracePointContext, SkReuseportContext},
+    macros::{sk_reuseport, sock_ops},
+    programs::{SkReuseportContext, SockOpsContext},
 };
 
 /// Leaves the choice to the kernel.
@@ -12,8 +12,8 @@ fn select_nothing(_: SkReuseportContext) -> u32 {
     SK_PASS
 }
 
-/// Counts nothing, at the same tracepoint as the program that counts.
-#[btf_tracepoint(function = "inet_sock_set_state")]
-fn track_nothing(_: BtfTracePointContext) -> i32 {
-    0
+/// Counts nothing, wherever the program that counts is called.
+#[sock_ops]
+fn track_nothing(_: SockOpsContext) -> u32 {
+    1
 }

@@ -3,13 +3,18 @@
 //! The accept queue tells, and it can be read in the kernel at the moment of the choice. What was established less
 //! what waits is what the worker has accepted: while that stands still and connections wait, the worker is stalled.
 
-use crate::worker::Load;
+use crate::{limits::LOOK_MS, worker::Load};
 
-/// The part of the stall time after which the accept queue of a worker is looked at again, as a shift: a quarter.
+/// After how many milliseconds the accept queue of a worker is looked at again, for a stall time: a quarter of it.
 ///
-/// Looking costs three reads of kernel memory, about as much as the whole selection, so it is not done each time. A
+/// Looking costs four reads of kernel memory, about as much as the whole selection, so it is not done each time. A
 /// stall is then seen after 1 to 1.25 times the stall time, and its end within a quarter of it.
-const CHECK_SHIFT: u32 = 2;
+pub const fn look_after_ms(stall_after_ms: u32) -> u32 {
+    if stall_after_ms == NEVER { LOOK_MS } else { stall_after_ms >> 2 }
+}
+
+/// The stall time that never comes.
+pub const NEVER: u32 = u32::MAX;
 
 /// An accept queue at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +23,8 @@ pub struct Queue {
     pub depth: u32,
     /// How many may wait: at more, the kernel drops handshakes.
     pub backlog: u32,
+    /// How many handshakes the listening socket holds, which will join the queue.
+    pub handshakes: u32,
 }
 
 /// What a look at the accept queue says.
@@ -36,15 +43,15 @@ pub struct Verdict {
 /// Whether the accept queue must be looked at before the worker is chosen: the last look is too old, or the queue
 /// may have filled since.
 #[inline(always)]
-pub const fn is_due(load: &Load, pending: u64, now_ms: u32, stall_after_ms: u32) -> bool {
+pub const fn is_due(load: &Load, now_ms: u32, look_after_ms: u32) -> bool {
     // Nobody can have left the queue twice, so no more than this can wait in it now.
-    let at_most = load.established.saturating_sub(load.accepted).saturating_add(pending);
-    now_ms.wrapping_sub(load.checked_at_ms) > stall_after_ms >> CHECK_SHIFT || at_most > load.backlog as u64
+    let at_most = load.established.saturating_sub(load.accepted).saturating_add(load.pending_at(now_ms));
+    now_ms.wrapping_sub(load.checked_at_ms) > look_after_ms || at_most > load.backlog as u64
 }
 
 /// Judges a worker by its accept queue.
 #[inline(always)]
-pub const fn judge(load: &Load, queue: Queue, pending: u64, now_ms: u32, stall_after_ms: u32) -> Verdict {
+pub const fn judge(load: &Load, queue: Queue, now_ms: u32, stall_after_ms: u32) -> Verdict {
     let accepted = load.established.saturating_sub(queue.depth as u64);
     let first_look = load.checked_at_ms == 0;
     // A connection joins the queue a moment before it is counted as established, so `accepted` may seem to go back
@@ -55,7 +62,7 @@ pub const fn judge(load: &Load, queue: Queue, pending: u64, now_ms: u32, stall_a
         accepted: if accepted > load.accepted { accepted } else { load.accepted },
         progress_at_ms,
         stalled: now_ms.wrapping_sub(progress_at_ms) >= stall_after_ms,
-        full: queue.depth as u64 + pending > queue.backlog as u64,
+        full: queue.depth as u64 + queue.handshakes as u64 > queue.backlog as u64,
     }
 }
 
@@ -65,6 +72,10 @@ mod tests {
 
     const STALL_AFTER_MS: u32 = 50;
     const BACKLOG: u32 = 128;
+
+    const fn queue(depth: u32, handshakes: u32) -> Queue {
+        Queue { depth, backlog: BACKLOG, handshakes }
+    }
 
     /// A worker whose queue is looked at from time to time.
     struct Observed(Load);
@@ -77,7 +88,7 @@ mod tests {
         /// After `established` connections altogether, `depth` of them wait.
         fn look(&mut self, now_ms: u32, established: u64, depth: u32) -> Verdict {
             self.0.established = established;
-            let verdict = judge(&self.0, Queue { depth, backlog: BACKLOG }, 0, now_ms, STALL_AFTER_MS);
+            let verdict = judge(&self.0, queue(depth, 0), now_ms, STALL_AFTER_MS);
             self.0.accepted = verdict.accepted;
             self.0.progress_at_ms = verdict.progress_at_ms;
             self.0.checked_at_ms = now_ms;
@@ -102,6 +113,12 @@ mod tests {
         worker.look(1_000, 10, 0);
         assert!(worker.look(1_100, 20, 10).stalled);
         assert!(!worker.look(1_110, 20, 9).stalled);
+    }
+
+    #[test]
+    fn stalls_may_be_ignored() {
+        let load = Load { accepted: 10, established: 20, checked_at_ms: 1_000, ..Load::default() };
+        assert!(!judge(&load, queue(10, 0), 2_000_000, NEVER).stalled);
     }
 
     #[test]
@@ -136,9 +153,8 @@ mod tests {
 
     #[test]
     fn a_queue_is_full_when_the_kernel_would_drop() {
-        let judge = |depth, pending| {
-            judge(&Load::default(), Queue { depth, backlog: 128 }, pending, 1, STALL_AFTER_MS).full
-        };
+        let judge =
+            |depth, handshakes| judge(&Load::default(), queue(depth, handshakes), 1, STALL_AFTER_MS).full;
         assert!(!judge(128, 0));
         assert!(judge(129, 0));
         assert!(judge(100, 29));
@@ -148,9 +164,11 @@ mod tests {
     fn a_look_is_due_when_the_last_is_old_or_the_queue_may_be_full() {
         let load =
             Load { established: 100, accepted: 90, checked_at_ms: 1_000, backlog: 20, ..Load::default() };
-        assert!(!is_due(&load, 0, 1_012, STALL_AFTER_MS));
-        assert!(is_due(&load, 0, 1_013, STALL_AFTER_MS));
-        assert!(!is_due(&load, 10, 1_000, STALL_AFTER_MS));
-        assert!(is_due(&load, 11, 1_000, STALL_AFTER_MS));
+        let handshakes = |pending: u64| Load { selected: 100 + pending, ..load };
+        let look_after_ms = look_after_ms(STALL_AFTER_MS);
+        assert!(!is_due(&handshakes(0), 1_012, look_after_ms));
+        assert!(is_due(&handshakes(0), 1_013, look_after_ms));
+        assert!(!is_due(&handshakes(10), 1_000, look_after_ms));
+        assert!(is_due(&handshakes(11), 1_000, look_after_ms));
     }
 }

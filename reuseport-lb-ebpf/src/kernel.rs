@@ -4,33 +4,20 @@
 //! kernel's BTF and overrides these globals before the programs are loaded. An offset of 0 is an unknown one; the
 //! verifier then cuts out what needs it.
 
-use aya_ebpf::{Global, cty::c_void, helpers::bpf_probe_read_kernel};
+use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
 use reuseport_lb_ebpf::health::Queue;
 
 use crate::maps::SOCKETS;
 
-/// `copied_seq` in `struct tcp_sock`.
-#[unsafe(no_mangle)]
-static OFFSET_COPIED_SEQ: Global<u32> = Global::new(0);
 /// `ptrs` in `struct reuseport_array`.
 #[unsafe(no_mangle)]
 static OFFSET_ARRAY_PTRS: Global<u32> = Global::new(0);
 /// `sk_ack_backlog` in `struct sock`, directly followed by `sk_max_ack_backlog`.
 #[unsafe(no_mangle)]
 static OFFSET_ACK_BACKLOG: Global<u32> = Global::new(0);
-
-/// The sequence number that the client of a connection began with. The connection must just be established: then
-/// nothing was read of it, and the next byte to read is the one behind the SYN.
-#[inline(always)]
-pub(crate) fn initial_sequence(sk: *const c_void) -> Option<u32> {
-    let offset = OFFSET_COPIED_SEQ.load() as usize;
-    if offset == 0 {
-        return None;
-    }
-    // SAFETY: the helper fails where it cannot read.
-    let copied = unsafe { bpf_probe_read_kernel(sk.wrapping_byte_add(offset).cast::<u32>()) };
-    Some(copied.ok()?.wrapping_sub(1))
-}
+/// `icsk_accept_queue.qlen` in `struct inet_connection_sock`, which begins with the `struct sock`.
+#[unsafe(no_mangle)]
+static OFFSET_HANDSHAKES: Global<u32> = Global::new(0);
 
 /// The accept queue of the socket in a slot, below [`MAX_WORKERS`](reuseport_lb_ebpf::limits::MAX_WORKERS).
 ///
@@ -38,7 +25,8 @@ pub(crate) fn initial_sequence(sk: *const c_void) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn accept_queue(slot: u32) -> Option<Queue> {
     let (ptrs, backlog) = (OFFSET_ARRAY_PTRS.load() as usize, OFFSET_ACK_BACKLOG.load() as usize);
-    if ptrs == 0 || backlog == 0 {
+    let handshakes = OFFSET_HANDSHAKES.load() as usize;
+    if ptrs == 0 || backlog == 0 || handshakes == 0 {
         return None;
     }
     // A program may not read a map's own structure through the map's address. It may through a number, and what
@@ -54,6 +42,7 @@ pub(crate) fn accept_queue(slot: u32) -> Option<Queue> {
             return None;
         }
         let [depth, backlog] = bpf_probe_read_kernel((sk as usize + backlog) as *const [u32; 2]).ok()?;
-        Some(Queue { depth, backlog })
+        let handshakes = bpf_probe_read_kernel((sk as usize + handshakes) as *const u32).ok()?;
+        Some(Queue { depth, backlog, handshakes })
     }
 }

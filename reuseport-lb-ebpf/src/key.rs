@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::generated::bpf_skb_load_bytes_relative,
     programs::SkReuseportContext,
 };
-use reuseport_lb_ebpf::{flow::Tuple, pending};
+use reuseport_lb_ebpf::flow::Tuple;
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -16,8 +16,6 @@ const AF_INET: u32 = 2;
 const IPV4_ADDRESSES: u32 = 12;
 /// The same for IPv6.
 const IPV6_ADDRESSES: u32 = 8;
-/// Offset of the sequence number in the TCP header, behind the ports.
-const TCP_SEQUENCE: usize = 4;
 /// Offset of the flags in the TCP header.
 const TCP_FLAGS: usize = 13;
 const TCP_SYN: u8 = 0x02;
@@ -25,8 +23,8 @@ const TCP_SYN: u8 = 0x02;
 /// Why the program runs.
 #[derive(Clone, Copy)]
 pub(crate) enum Arrival {
-    /// A connection begins; with the key of its handshake.
-    New(u32),
+    /// A connection begins.
+    New,
     /// A segment belongs to no connection and begins none. With SYN cookies it may complete a handshake, though.
     Stray,
     /// The listener of a connection was closed before it was accepted.
@@ -45,26 +43,14 @@ pub(crate) fn arrival(ctx: &SkReuseportContext) -> Option<Arrival> {
     if flags & TCP_SYN == 0 {
         return Some(Arrival::Stray);
     }
-    Some(Arrival::New(pending::key(transport(ctx, 0)?, sequence(ctx)?)))
-}
-
-/// The key of the handshake that is moved, where its last packet is what moves it.
-#[inline(always)]
-pub(crate) fn migrating_handshake(ctx: &SkReuseportContext) -> Option<u32> {
-    // The packet that completes a handshake has the number behind that of the one which began it.
-    Some(pending::key(transport(ctx, 0)?, sequence(ctx)?.wrapping_sub(1)))
-}
-
-#[inline(always)]
-fn sequence(ctx: &SkReuseportContext) -> Option<u32> {
-    Some(u32::from_be(transport(ctx, TCP_SEQUENCE)?))
+    Some(Arrival::New)
 }
 
 /// The tuple of the connection, from the packet, or from the socket where there is no packet.
 #[inline(always)]
 pub(crate) fn tuple(ctx: &SkReuseportContext, arrival: Arrival) -> Option<Tuple> {
     match arrival {
-        Arrival::New(_) | Arrival::Stray => packet_tuple(ctx),
+        Arrival::New | Arrival::Stray => packet_tuple(ctx),
         Arrival::Migrating(sk) => Some(socket_tuple(sk)),
     }
 }

@@ -16,7 +16,6 @@ pub mod limits;
 pub mod listen;
 pub mod names;
 pub mod outcome;
-pub mod pending;
 pub mod tables;
 pub mod worker;
 

@@ -40,23 +40,16 @@ pub const STALLS_BYTES: usize = 4096;
 /// does at once.
 pub const LISTENED_BYTES: usize = 16_384;
 
-/// The sets of the table of handshakes in flight, a power of two.
+/// For how many milliseconds a handshake counts as load at a worker that is not picked any more.
 ///
-/// With [`PENDING_WAYS`] that is room for 4,096 handshakes, twice the kernel's usual `tcp_max_syn_backlog`. What finds
-/// no room counts until it has aged. Larger is slower: the table is hit at random for each connection, and with 512
-/// KiB in place of 32 a selection took 420 ns in place of 300, all of it misses of caches and TLB.
-pub const PENDING_SETS: u32 = 1_024;
+/// Longer than one lost SYN-ACK takes (the kernel sends it again after 1 s, and then after 2 s more), shorter than
+/// the minute for which the kernel keeps a handshake that nobody will finish: else a worker that a flood of them has
+/// made look loaded would be passed over for that long, since only a worker that is picked is looked at.
+pub const HANDSHAKE_MS: u32 = 4_000;
 
-/// The entries of one set. Four of eight bytes are half a cache line, and make it unlikely that a handshake finds
-/// its set full of others.
-pub const PENDING_WAYS: usize = 4;
-
-/// The binary logarithm of the length of an epoch in nanoseconds: 2.1 s.
-///
-/// A handshake counts as pending in the epoch in which it was selected and in the next one, so for 2.1 to 4.3 s:
-/// longer than one lost SYN-ACK takes (the kernel sends it again after 1 s), shorter than the minute for which
-/// the kernel keeps a handshake that nobody will finish.
-pub const EPOCH_SHIFT: u32 = 31;
+/// The pause between two looks at an accept queue, in milliseconds, while stalls are not watched for: as with the
+/// stall time's default.
+pub const LOOK_MS: u32 = 12;
 
 /// The most children that are remembered as moved out of an accept queue and are still open.
 ///

@@ -1,55 +1,96 @@
 //! The load of the workers: connections that are open, and handshakes that are in flight.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use reuseport_lb_ebpf::{
     health::{self, Verdict},
-    limits::{MAX_WORKERS, PENDING_WAYS},
-    pending::{self, Handshake, PendingSet},
+    limits::MAX_WORKERS,
     worker::{self, Load, Workers},
 };
 
 use crate::{
     kernel,
-    maps::{PENDING, STALLS, WORKERS},
+    maps::{STALLS, WORKERS},
 };
 
-/// The loads of all workers, at one moment.
+/// The counters of all workers.
 #[derive(Clone, Copy)]
-pub(crate) struct Loads {
-    workers: *mut Workers,
-    epoch: u32,
-    now_ms: u32,
-}
+pub(crate) struct Counters(*mut Workers);
 
-impl Loads {
-    /// The loads as they are now, for a selection program.
+impl Counters {
+    /// The counters; none never happens, but the verifier does not know that.
     #[inline(always)]
-    pub(crate) fn now() -> Option<Self> {
-        // SAFETY: the helper takes nothing and only reads the clock, as it stood at the last tick.
-        Self::at(unsafe { bpf_ktime_get_coarse_ns() })
-    }
-
-    /// The same for a tracing program, which may not read the cheaper clock. The two may be an epoch apart for the
-    /// length of a tick, which a live handshake survives.
-    #[inline(always)]
-    pub(crate) fn now_in_tracing() -> Option<Self> {
-        // SAFETY: the helper takes nothing and only reads the clock.
-        Self::at(unsafe { bpf_ktime_get_ns() })
-    }
-
-    #[inline(always)]
-    fn at(now_ns: u64) -> Option<Self> {
-        Some(Self {
-            workers: WORKERS.get_ptr_mut(0)?,
-            epoch: worker::epoch(now_ns),
-            now_ms: worker::milliseconds(now_ns),
-        })
+    pub(crate) fn get() -> Option<Self> {
+        WORKERS.get_ptr_mut(0).map(Self)
     }
 
     #[inline(always)]
     fn of(self, slot: u32) -> *mut Load {
         // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
-        unsafe { (&raw mut (*self.workers).loads).cast::<Load>().add((slot & (MAX_WORKERS - 1)) as usize) }
+        unsafe { (&raw mut (*self.0).loads).cast::<Load>().add((slot & (MAX_WORKERS - 1)) as usize) }
+    }
+
+    /// Counts a connection that the policy gave to a slot.
+    #[inline(always)]
+    pub(crate) fn selected(self, slot: u32) {
+        // SAFETY: an element of the map, which lives as long as the program; the addition is atomic.
+        unsafe { add(&raw mut (*self.of(slot)).selected, 1) };
+    }
+
+    /// Counts a connection of a slot as established.
+    #[inline(always)]
+    pub(crate) fn established(self, slot: u32) {
+        // SAFETY: as in `selected`.
+        unsafe { add(&raw mut (*self.of(slot)).established, 1) };
+    }
+
+    /// Counts a connection of a slot as closed.
+    #[inline(always)]
+    pub(crate) fn closed(self, slot: u32) {
+        // SAFETY: as in `selected`.
+        unsafe { add(&raw mut (*self.of(slot)).closed, 1) };
+    }
+
+    /// Moves an established connection from one slot to another.
+    #[inline(always)]
+    pub(crate) fn move_connection(self, from: u32, to: u32) {
+        // First there, then gone: somebody who reads in between sees a connection too many, not one too few.
+        // SAFETY: as in `selected`.
+        unsafe { add_short(&raw mut (*self.of(to)).migrated_in, 1) };
+        self.established(to);
+        self.closed(from);
+    }
+
+    /// Moves a handshake from one slot to another.
+    #[inline(always)]
+    pub(crate) fn move_handshake(self, from: u32, to: u32) {
+        // SAFETY: as in `selected`.
+        unsafe {
+            add_short(&raw mut (*self.of(to)).migrated_in, 1);
+            add_short(&raw mut (*self.of(from)).abandoned, 1);
+        }
+    }
+}
+
+/// The loads of all workers, at one moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Loads {
+    counters: Counters,
+    now_ms: u32,
+}
+
+impl Loads {
+    /// The loads as they are now.
+    #[inline(always)]
+    pub(crate) fn now() -> Option<Self> {
+        // SAFETY: the helper takes nothing and only reads the clock, as it stood at the last tick.
+        let now_ms = worker::milliseconds(unsafe { bpf_ktime_get_coarse_ns() });
+        Some(Self { counters: Counters::get()?, now_ms })
+    }
+
+    /// The counters, to change them.
+    #[inline(always)]
+    pub(crate) const fn counters(self) -> Counters {
+        self.counters
     }
 
     /// What is known of a slot, at this moment.
@@ -57,19 +98,21 @@ impl Loads {
     /// Other CPUs write meanwhile. Each word is read at once, and a load that is a moment old is as good as any.
     #[inline(always)]
     fn snapshot(self, slot: u32) -> Load {
-        let load = self.of(slot);
+        let load = self.counters.of(slot);
         // SAFETY: an element of the map, which lives as long as the program; all its bits are integers.
         unsafe {
             Load {
                 established: (&raw const (*load).established).read_volatile(),
                 closed: (&raw const (*load).closed).read_volatile(),
-                pending: (&raw const (*load).pending).read_volatile(),
-                pending_epoch: (&raw const (*load).pending_epoch).read_volatile(),
+                selected: (&raw const (*load).selected).read_volatile(),
+                migrated_in: (&raw const (*load).migrated_in).read_volatile(),
+                abandoned: (&raw const (*load).abandoned).read_volatile(),
                 accepted: (&raw const (*load).accepted).read_volatile(),
                 checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
                 progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
                 backlog: (&raw const (*load).backlog).read_volatile(),
                 stalled: (&raw const (*load).stalled).read_volatile(),
+                reserved: 0,
             }
         }
     }
@@ -78,7 +121,7 @@ impl Loads {
     #[inline(always)]
     pub(crate) fn get(self, slot: u32) -> u64 {
         let load = self.snapshot(slot);
-        load.active() + load.pending_at(self.epoch)
+        load.active() + load.pending_at(self.now_ms)
     }
 
     /// Whether the worker in a slot takes the connections that it is given, after `stall_after_ms` at the latest.
@@ -86,22 +129,25 @@ impl Loads {
     /// Looks at its accept queue when it is time to, and remembers what it saw. Two CPUs may look at once: both see
     /// the same queue.
     #[inline(always)]
-    pub(crate) fn takes_connections(self, slot: u32, stall_after_ms: u32) -> bool {
-        if stall_after_ms == 0 {
-            return true;
-        }
+    pub(crate) fn takes_connections(self, slot: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
         let load = self.snapshot(slot);
-        let pending = load.pending_at(self.epoch);
-        if !health::is_due(&load, pending, self.now_ms, stall_after_ms) {
+        if !health::is_due(&load, self.now_ms, look_after_ms) {
             return load.stalled == 0;
         }
         // An empty slot is for the selection to find out.
         let Some(queue) = kernel::accept_queue(slot & (MAX_WORKERS - 1)) else { return true };
         let Verdict { accepted, progress_at_ms, stalled, full } =
-            health::judge(&load, queue, pending, self.now_ms, stall_after_ms);
-        let written = self.of(slot);
+            health::judge(&load, queue, self.now_ms, stall_after_ms);
+        let written = self.counters.of(slot);
         // SAFETY: as in `snapshot`.
         unsafe {
+            // What was established is as it was before the look, and the rest as it is now: see `abandoned_of`.
+            let given = Load {
+                selected: (&raw const (*written).selected).read_volatile(),
+                migrated_in: (&raw const (*written).migrated_in).read_volatile(),
+                ..load
+            };
+            (&raw mut (*written).abandoned).write_volatile(given.abandoned_of(queue.handshakes));
             (&raw mut (*written).accepted).write_volatile(accepted);
             (&raw mut (*written).progress_at_ms).write_volatile(progress_at_ms);
             (&raw mut (*written).checked_at_ms).write_volatile(self.now_ms);
@@ -114,111 +160,31 @@ impl Loads {
         }
         !stalled && !full
     }
-
-    /// Counts a connection of a slot as established, or as moved to it.
-    #[inline(always)]
-    pub(crate) fn established(self, slot: u32) {
-        let load = self.of(slot);
-        // SAFETY: as in `snapshot`; the addition is atomic.
-        unsafe { add(&raw mut (*load).established, 1) };
-    }
-
-    /// Counts a connection of a slot as closed, or as moved away.
-    #[inline(always)]
-    pub(crate) fn closed(self, slot: u32) {
-        let load = self.of(slot);
-        // SAFETY: as in `snapshot`; the addition is atomic.
-        unsafe { add(&raw mut (*load).closed, 1) };
-    }
-
-    /// The handshake `key` was given to `slot`. It replaces what an earlier packet of it was given.
-    #[inline(always)]
-    pub(crate) fn begin_handshake(self, key: u32, slot: u32) {
-        let Some(set) = PENDING.get_ptr_mut(pending::set_of(key)) else { return };
-        let mut free = None;
-        for way in 0..PENDING_WAYS {
-            let handshake = self.entry(set, way);
-            if !handshake.is_live(self.epoch) {
-                free = Some(way);
-            } else if handshake.key() == key {
-                self.withdraw(handshake);
-                free = Some(way);
-                break;
-            }
-        }
-        self.add_pending(slot, self.epoch, 1);
-        // In a full set the handshake goes unrecorded: it counts until it has aged, established or not.
-        if let Some(way) = free {
-            self.store(set, way, Handshake::new(key, slot, self.epoch).into_entry());
-        }
-    }
-
-    /// The handshake `key` has ended in a connection.
-    #[inline(always)]
-    pub(crate) fn end_handshake(self, key: u32) {
-        let Some(set) = PENDING.get_ptr_mut(pending::set_of(key)) else { return };
-        for way in 0..PENDING_WAYS {
-            let handshake = self.entry(set, way);
-            if handshake.key() == key && handshake.is_live(self.epoch) {
-                self.withdraw(handshake);
-                self.store(set, way, 0);
-                return;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn entry(self, set: *mut PendingSet, way: usize) -> Handshake {
-        // SAFETY: `set` is an element of the map and `way` is within it. The word is read at once.
-        Handshake::from_entry(unsafe { set.cast::<u64>().add(way).read_volatile() })
-    }
-
-    #[inline(always)]
-    fn store(self, set: *mut PendingSet, way: usize, entry: u64) {
-        // SAFETY: as in `entry`. Two CPUs may write the same entry for two flows: one is then unrecorded.
-        unsafe { set.cast::<u64>().add(way).write_volatile(entry) };
-    }
-
-    /// Takes a live handshake out of the count that it is in.
-    #[inline(always)]
-    fn withdraw(self, handshake: Handshake) {
-        self.add_pending(handshake.slot(), self.epoch - handshake.age(self.epoch), -1);
-    }
-
-    #[inline(always)]
-    fn add_pending(self, slot: u32, epoch: u32, change: i64) {
-        let load = self.of(slot);
-        let parity = (epoch & 1) as usize;
-        // SAFETY: `load` is an element of the map, the parity is 0 or 1. The addition is atomic; that the count of a
-        // new epoch begins at zero is not, see `Load::pending_at`.
-        unsafe {
-            let begun = (&raw mut (*load).pending_epoch).cast::<u32>().add(parity);
-            let count = (&raw mut (*load).pending).cast::<u64>().add(parity);
-            if begun.read_volatile() != epoch {
-                count.write_volatile(0);
-                begun.write_volatile(epoch);
-            }
-            add(count, change);
-        }
-    }
 }
 
-/// Adds atomically. The stable way, `AtomicU64::fetch_add`, does not exist for the BPF target.
-///
-/// # Safety
-///
-/// `counter` must point into a map.
-#[inline(always)]
-unsafe fn add(counter: *mut u64, change: i64) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: the caller vouches for the pointer, and the kernel aligns map values to eight bytes.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) change);
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: as above. This arm lets the crate be checked on the host.
-    unsafe {
-        core::sync::atomic::AtomicU64::from_ptr(counter)
-            .fetch_add(change.cast_unsigned(), core::sync::atomic::Ordering::Relaxed);
-    }
+/// Declares an atomic addition. The stable way, `fetch_add`, does not exist for the BPF target.
+macro_rules! atomic_addition {
+    ($name:ident, $word:ty, $atomic:ty, $instruction:literal) => {
+        /// Adds atomically.
+        ///
+        /// # Safety
+        ///
+        /// `counter` must point into a map.
+        #[inline(always)]
+        unsafe fn $name(counter: *mut $word, change: $word) {
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: the caller vouches for the pointer, and the types in maps are aligned as Rust wants it.
+            unsafe {
+                core::arch::asm!($instruction, counter = in(reg) counter, change = in(reg) u64::from(change));
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: as above. This arm lets the crate be checked on the host.
+            unsafe {
+                <$atomic>::from_ptr(counter).fetch_add(change, core::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    };
 }
+
+atomic_addition!(add, u64, core::sync::atomic::AtomicU64, "lock *(u64 *)({counter} + 0) += {change}");
+atomic_addition!(add_short, u32, core::sync::atomic::AtomicU32, "lock *(u32 *)({counter} + 0) += {change}");

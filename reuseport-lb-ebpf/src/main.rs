@@ -14,8 +14,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, sk_reuseport},
-    programs::{BtfTracePointContext, SkReuseportContext},
+    macros::{btf_tracepoint, sk_reuseport, sock_ops},
+    programs::{BtfTracePointContext, SkReuseportContext, SockOpsContext},
 };
 
 #[cfg(feature = "bench")]
@@ -54,10 +54,10 @@ selection_program! {
 }
 
 /// Counts the open connections of each worker.
-#[btf_tracepoint(function = "inet_sock_set_state")]
-fn track_connections(ctx: BtfTracePointContext) -> i32 {
+#[sock_ops]
+fn track_connections(ctx: SockOpsContext) -> u32 {
     track::run(&ctx);
-    0
+    1
 }
 
 /// Tells when a socket begins or ceases to listen.

@@ -8,12 +8,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use reuseport_lb_ebpf::{
-    limits::{LISTENED_BYTES, MAX_MOVED, MAX_WORKERS, PENDING_SETS, STALLS_BYTES},
+    limits::{LISTENED_BYTES, MAX_MOVED, MAX_WORKERS, STALLS_BYTES},
     listen::{ListenEvent, Watched},
     outcome::Outcomes,
-    pending::PendingSet,
     tables::Tables,
-    worker::{Owner, Selections, Workers},
+    worker::{Owner, Workers},
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -29,18 +28,12 @@ pub(crate) static SOCKETS: ReusePortSockArray<{ MAX_WORKERS as usize }> = ReuseP
 pub(crate) static WORKERS: Array<Workers, 1, MMAPABLE> = Array::new();
 
 #[btf_map]
-pub(crate) static SELECTIONS: PerCpuArray<Selections, { MAX_WORKERS as usize }> = PerCpuArray::new();
-
-#[btf_map]
 pub(crate) static OUTCOMES: PerCpuArray<Outcomes, 1> = PerCpuArray::new();
 
 /// Where round robin stands, on each CPU for itself: a shared ticket would need an atomic addition that returns
 /// what was there, which LLVM does not offer for the plain BPF instruction set.
 #[btf_map]
 pub(crate) static TICKETS: PerCpuArray<u32, 1> = PerCpuArray::new();
-
-#[btf_map]
-pub(crate) static PENDING: Array<PendingSet, { PENDING_SETS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static STALLS: RingBuf<u32, STALLS_BYTES> = RingBuf::new();

@@ -6,12 +6,8 @@ pub const TABLES: &str = "TABLES";
 pub const SOCKETS: &str = "SOCKETS";
 /// The load by slot: [`Workers`](crate::worker::Workers).
 pub const WORKERS: &str = "WORKERS";
-/// The selections by slot: [`Selections`](crate::worker::Selections).
-pub const SELECTIONS: &str = "SELECTIONS";
 /// The outcomes: one counter each of [`Outcome`](crate::outcome::Outcome).
 pub const OUTCOMES: &str = "OUTCOMES";
-/// The handshakes in flight: [`PendingSet`](crate::pending::PendingSet).
-pub const PENDING: &str = "PENDING";
 /// The slot that a socket belongs to: [`Owner`](crate::worker::Owner).
 pub const OWNER: &str = "OWNER";
 /// Tells the daemon that a worker has begun or ceased to be stalled: the slot, as a `u32`.
@@ -27,11 +23,11 @@ pub const MOVED: &str = "MOVED";
 
 /// The program that follows connections from establishment to close.
 pub const TRACK_CONNECTIONS: &str = "track_connections";
+
+/// The program that tells of listening sockets.
+pub const WATCH_LISTENERS: &str = "watch_listeners";
 /// The tracepoint that it is attached to.
 pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
-
-/// The program that tells of listening sockets, attached to the same tracepoint.
-pub const WATCH_LISTENERS: &str = "watch_listeners";
 
 /// The program of policy `hash`.
 pub const SELECT_HASH: &str = "select_hash";

@@ -16,8 +16,8 @@ use reuseport_lb_ebpf::{
 
 use crate::{
     key::{self, Arrival},
-    load::Loads,
-    maps::{LISTENERS, MOVED, OUTCOMES, SELECTIONS, SOCKETS},
+    load::{Counters, Loads},
+    maps::{LISTENERS, MOVED, OUTCOMES, SOCKETS},
     policy::{Bank, Policy},
 };
 
@@ -50,12 +50,12 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
         return if refuse { Outcome::Dropped } else { Outcome::FallbackNoWorker };
     }
     let Some(policy) = P::prepare(ctx, arrival, bank, loads) else { return Outcome::FallbackUnreadable };
-    let stall_after_ms = bank.stall_after_ms();
+    let (look_after_ms, stall_after_ms) = (bank.look_after_ms(), bank.stall_after_ms());
     let mut gone = false;
     for attempt in 0..ATTEMPTS {
         let Some(slot) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
         // The last candidates are taken as they are: when all are stalled, all are eligible again.
-        if attempt < HEALTHY_ATTEMPTS && !loads.takes_connections(slot, stall_after_ms) {
+        if attempt < HEALTHY_ATTEMPTS && !loads.takes_connections(slot, look_after_ms, stall_after_ms) {
             continue;
         }
         if SOCKETS.select_reuseport(ctx, slot).is_err() {
@@ -65,14 +65,12 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
         }
         debug!(ctx, "flow {:x} to slot {}", ctx.hash(), slot);
         return match arrival {
-            Arrival::New(key) => {
-                loads.begin_handshake(key, slot);
-                count_selection(slot, 1, 0);
+            Arrival::New => {
+                loads.counters().selected(slot);
                 if gone { Outcome::Retried } else { Outcome::Selected }
             }
             Arrival::Migrating(sk) => {
-                migrate(ctx, sk, slot, loads);
-                count_selection(slot, 0, 1);
+                migrate(ctx, sk, slot, loads.counters());
                 Outcome::Migrated
             }
             Arrival::Stray => Outcome::Stray,
@@ -81,47 +79,30 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
     Outcome::FallbackRefused
 }
 
-#[inline(always)]
-fn count_selection(slot: u32, selected: u64, migrated_in: u64) {
-    if let Some(selections) = SELECTIONS.get_ptr_mut(slot) {
-        // SAFETY: an element of a map, and this CPU's own copy, as in `run`.
-        unsafe {
-            (*selections).selected += selected;
-            (*selections).migrated_in += migrated_in;
-        }
-    }
-}
-
 /// Moves the count of a waiting connection to its new slot.
 ///
 /// A connection that is established carries its old listener's slot in its socket storage, which this type of
 /// program may not touch; it may remember the connection's cookie, though.
 #[inline(always)]
-fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, loads: Loads) {
+fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, counters: Counters) {
     // SAFETY: the kernel handed `sk` to this run.
     let state = unsafe { (*sk).state };
+    if state == TCP_CLOSE {
+        // Reset by the peer while it waited, and counted down then.
+        return;
+    }
+    // SAFETY: both sockets are the kernel's own; the helper takes any socket.
+    let (child, listener) =
+        unsafe { (bpf_get_socket_cookie(sk.cast_mut().cast()), bpf_get_socket_cookie(listener(ctx).cast())) };
+    // SAFETY: the value is copied at once.
+    let from = unsafe { MOVED.get(child).or_else(|| LISTENERS.get(listener)).copied() };
+    let Some(from) = from else { return };
     match state {
         // The child will be made from the new listener and inherit its slot; only the handshake moves.
-        // When no packet moves it but the kernel's timer, its key is not to be had; it then counts for the old slot.
-        TCP_NEW_SYN_RECV | TCP_SYN_RECV => {
-            if let Some(key) = key::migrating_handshake(ctx) {
-                loads.begin_handshake(key, slot);
-            }
-        }
-        // Reset by the peer while it waited, and counted down then.
-        TCP_CLOSE => {}
+        TCP_NEW_SYN_RECV | TCP_SYN_RECV => counters.move_handshake(from, slot),
         _ => {
-            // SAFETY: both sockets are the kernel's own; the helper takes any socket.
-            let (child, listener) = unsafe {
-                (bpf_get_socket_cookie(sk.cast_mut().cast()), bpf_get_socket_cookie(listener(ctx).cast()))
-            };
-            // SAFETY: the value is copied at once.
-            let from = unsafe { MOVED.get(child).or_else(|| LISTENERS.get(listener)).copied() };
-            if let Some(from) = from
-                && MOVED.insert(child, slot, 0).is_ok()
-            {
-                loads.closed(from);
-                loads.established(slot);
+            if MOVED.insert(child, slot, 0).is_ok() {
+                counters.move_connection(from, slot);
             }
         }
     }

@@ -18,10 +18,10 @@ pub const RING_ROOM: usize = (MAX_RING as usize).next_multiple_of(4);
 /// A multiple of 1 to 16, so that loads of such weights compare exactly.
 pub const COST_UNIT: u32 = 720_720;
 
-/// Everything that the programs must know to pick a worker.
+/// What a program reads of a bank first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Bank {
+pub struct Header {
     /// What each hashing program hashes, by [`HashUser`]. Each has its own, so that a change of policy together
     /// with what is hashed is a commit that the present program does not notice, and then the exchange of the
     /// program.
@@ -36,10 +36,27 @@ pub struct Bank {
     pub members_len: u32,
     /// What to do when there are no members: 0 leaves the choice to the kernel, 1 refuses.
     pub refuse: u32,
-    /// After how many milliseconds without an accept a worker with a queue is passed over; 0 for never.
+    /// After how many milliseconds without an accept a worker with a queue is passed over.
     pub stall_after_ms: u32,
-    /// Fills up to eight bytes.
-    pub reserved: u32,
+    /// After how many milliseconds an accept queue is looked at again.
+    pub look_after_ms: u32,
+}
+
+assert_layout!(Header, size: 80, align: 8, fields: {
+    masks: [KeyMask; HashUser::COUNT],
+    seed: u64,
+    ring_len: u32,
+    shares_len: u32,
+    members_len: u32,
+    refuse: u32,
+    stall_after_ms: u32,
+    look_after_ms: u32,
+});
+
+/// The tables that a policy picks from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bank {
     /// By slot: [`COST_UNIT`] divided by the worker's weight. Load times cost is what policies compare.
     pub costs: [u32; MAX_WORKERS as usize],
     /// The slots of the eligible workers.
@@ -50,15 +67,7 @@ pub struct Bank {
     pub ring: [u16; RING_ROOM],
 }
 
-assert_layout!(Bank, size: 170_072, align: 8, fields: {
-    masks: [KeyMask; HashUser::COUNT],
-    seed: u64,
-    ring_len: u32,
-    shares_len: u32,
-    members_len: u32,
-    refuse: u32,
-    stall_after_ms: u32,
-    reserved: u32,
+assert_layout!(Bank, size: 169_992, align: 4, fields: {
     costs: [u32; MAX_WORKERS as usize],
     members: [u16; MAX_WORKERS as usize],
     shares: [u16; MAX_SHARES as usize],
@@ -81,13 +90,22 @@ impl HashUser {
 }
 
 /// The value of the one element of map `TABLES`.
+///
+/// The headers stand beside the word that says which one to read: each page that a program reads from may have to be
+/// looked up in the page tables, twice over in a virtual machine.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tables {
-    /// The bank in use, 0 or 1. Writing it commits the other bank.
+    /// The bank in use, 0 or 1. Writing it commits the other bank, with its header.
     pub active: u64,
+    /// What is read first of each bank.
+    pub headers: [Header; 2],
     /// The banks.
     pub banks: [Bank; 2],
 }
 
-assert_layout!(Tables, size: 8 + 2 * size_of::<Bank>(), align: 8, fields: { active: u64, banks: [Bank; 2] });
+assert_layout!(Tables, size: 8 + 2 * (size_of::<Header>() + size_of::<Bank>()), align: 8, fields: {
+    active: u64,
+    headers: [Header; 2],
+    banks: [Bank; 2],
+});

@@ -2,25 +2,30 @@
 
 use crate::{
     assert_layout,
-    limits::{EPOCH_SHIFT, MAX_WORKERS},
+    health::NEVER,
+    limits::{HANDSHAKE_MS, MAX_WORKERS},
 };
 
-/// What the programs know of one worker: a cache line of its own, since programs on all CPUs change it.
+/// What the programs know of one worker: a cache line of its own, since programs on all CPUs change it, and all of
+/// it in this one, since a line that is not in the cache costs more than everything that is done with it.
 ///
 /// The counters only grow, by atomic additions; what is between them is what counts.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Connections that were established, or moved here.
+    /// Connections that the policy gave to the worker.
+    pub selected: u64,
+    /// Connections that were established, or moved here afterwards.
     pub established: u64,
     /// Those of them that were closed, or moved away.
     pub closed: u64,
-    /// Selections still in their handshake, by the parity of the epoch of their selection.
-    pub pending: [u64; 2],
-    /// The epoch that the entry of `pending` belongs to.
-    pub pending_epoch: [u32; 2],
     /// Connections that had left the accept queue when it was last looked at.
     pub accepted: u64,
+    /// Connections that came here because the socket which they waited on was closed, as a number of 32 bits.
+    pub migrated_in: u32,
+    /// Connections that were given to the worker and will never be established, as a number of 32 bits: the
+    /// handshake died, or moved away, or the packet was one sent again. See [`Load::pending_at`].
+    pub abandoned: u32,
     /// When the accept queue was last looked at, in milliseconds of the monotonic clock, as all times here.
     pub checked_at_ms: u32,
     /// When the worker was last seen to take a connection, or to have none to take.
@@ -29,18 +34,22 @@ pub struct Load {
     pub backlog: u32,
     /// 1 while the worker takes nothing from an accept queue that is not empty, else 0.
     pub stalled: u32,
+    /// Fills up the line.
+    pub reserved: u64,
 }
 
 assert_layout!(Load, size: 64, align: 64, fields: {
+    selected: u64,
     established: u64,
     closed: u64,
-    pending: [u64; 2],
-    pending_epoch: [u32; 2],
     accepted: u64,
+    migrated_in: u32,
+    abandoned: u32,
     checked_at_ms: u32,
     progress_at_ms: u32,
     backlog: u32,
     stalled: u32,
+    reserved: u64,
 });
 
 impl Load {
@@ -51,28 +60,36 @@ impl Load {
         self.established.saturating_sub(self.closed)
     }
 
-    /// The selections still in their handshake, at `epoch`. What was selected before the previous epoch is taken
-    /// for dead.
+    /// Connections still in their handshake.
     ///
-    /// Signed in between: when an epoch begins, two CPUs may both set its count to zero, and lose an addition whose
-    /// subtraction then comes. That error ends with the epoch.
+    /// What was given to the worker is established in the end, or abandoned. How many are abandoned shows when the
+    /// listening socket is looked at, which knows the handshakes that it holds ([`Load::abandoned_of`]). So what
+    /// this says is right for as long as the look is not too old: a worker that was not looked at for
+    /// [`HANDSHAKE_MS`] was not picked for as long, and has none.
     #[inline(always)]
-    pub const fn pending_at(&self, epoch: u32) -> u64 {
-        let mut sum = 0_i64;
-        if epoch.wrapping_sub(self.pending_epoch[0]) <= 1 {
-            sum += self.pending[0].cast_signed();
+    pub const fn pending_at(&self, now_ms: u32) -> u64 {
+        if now_ms.wrapping_sub(self.checked_at_ms) > HANDSHAKE_MS {
+            return 0;
         }
-        if epoch.wrapping_sub(self.pending_epoch[1]) <= 1 {
-            sum += self.pending[1].cast_signed();
-        }
-        if sum < 0 { 0 } else { sum.cast_unsigned() }
+        let pending = self.given().wrapping_sub(self.abandoned).cast_signed();
+        if pending < 0 { 0 } else { pending as u64 }
     }
-}
 
-/// The epoch at a time of `CLOCK_MONOTONIC` in nanoseconds.
-#[inline(always)]
-pub const fn epoch(monotonic_ns: u64) -> u32 {
-    (monotonic_ns >> EPOCH_SHIFT) as u32
+    /// What [`Load::abandoned`] must be for [`Load::pending_at`] to say `handshakes`.
+    ///
+    /// Other CPUs count meanwhile. When `established` was read first, then `handshakes`, then the rest, what is in
+    /// between can only make this too large, and the pending too few: never does a worker seem to have handshakes
+    /// that are over.
+    #[inline(always)]
+    pub const fn abandoned_of(&self, handshakes: u32) -> u32 {
+        self.given().wrapping_sub(handshakes)
+    }
+
+    /// Connections that were given to the worker and are not established, as a number of 32 bits.
+    #[inline(always)]
+    const fn given(&self) -> u32 {
+        (self.selected.wrapping_sub(self.established) as u32).wrapping_add(self.migrated_in)
+    }
 }
 
 /// Milliseconds, near enough to compare with a limit: a shift by 20 bits in place of a division.
@@ -81,10 +98,11 @@ pub const fn milliseconds(ns: u64) -> u32 {
     (ns >> 20) as u32
 }
 
-/// A stall time in the milliseconds of [`milliseconds`]: at least one, unless it is zero.
+/// A stall time in the milliseconds of [`milliseconds`]: at least one, unless it is zero, which means
+/// [never](crate::health::NEVER).
 pub const fn stall_milliseconds(stall_after: core::time::Duration) -> u32 {
     if stall_after.is_zero() {
-        return 0;
+        return NEVER;
     }
     let ns = stall_after.as_nanos();
     let ns = if ns > u64::MAX as u128 { u64::MAX } else { ns as u64 };
@@ -106,18 +124,6 @@ assert_layout!(Workers, size: 64 * MAX_WORKERS as usize, align: 64, fields: {
     loads: [Load; MAX_WORKERS as usize],
 });
 
-/// The connections that a worker was given; one copy a CPU, since no program reads them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Selections {
-    /// By the policy.
-    pub selected: u64,
-    /// Because the socket that they waited on was closed.
-    pub migrated_in: u64,
-}
-
-assert_layout!(Selections, size: 16, align: 8, fields: { selected: u64, migrated_in: u64 });
-
 /// What a socket remembers: a listener by the daemon's hand, a child as a copy of its listener's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,30 +140,42 @@ assert_layout!(Owner, size: 8, align: 4, fields: { slot: u32, counted: u32 });
 mod tests {
     use super::*;
 
-    fn load(pending: [u64; 2], pending_epoch: [u32; 2]) -> Load {
-        Load { pending, pending_epoch, ..Load::default() }
+    const NOW_MS: u32 = 1_000_000;
+
+    fn load(selected: u64, migrated_in: u32, established: u64, abandoned: u32) -> Load {
+        Load { selected, migrated_in, established, abandoned, checked_at_ms: NOW_MS, ..Load::default() }
     }
 
     #[test]
-    fn pending_counts_this_epoch_and_the_last() {
-        assert_eq!(load([3, 4], [10, 11]).pending_at(11), 7);
+    fn pending_is_what_was_given_and_has_not_ended() {
+        assert_eq!(load(10, 2, 7, 1).pending_at(NOW_MS), 4);
+        let wrapped = load((1 << 40) + 1, u32::MAX, (1 << 40) - 5, 2);
+        assert_eq!(wrapped.pending_at(NOW_MS), 3);
     }
 
     #[test]
-    fn pending_forgets_what_is_older() {
-        assert_eq!(load([3, 4], [10, 11]).pending_at(12), 4);
-        assert_eq!(load([3, 4], [10, 11]).pending_at(13), 0);
-        assert_eq!(load([0, 0], [0, 0]).pending_at(1_000), 0);
+    fn a_look_corrects_what_is_pending() {
+        let mut load = load(10, 2, 7, 0);
+        load.abandoned = load.abandoned_of(3);
+        assert_eq!(load.pending_at(NOW_MS), 3);
+        load.established += 3;
+        assert_eq!(load.pending_at(NOW_MS), 0);
+    }
+
+    #[test]
+    fn what_was_seen_between_two_counts_never_shows_as_a_huge_load() {
+        assert_eq!(load(10, 0, 9, 2).pending_at(NOW_MS), 0);
+    }
+
+    #[test]
+    fn handshakes_age() {
+        assert_eq!(load(3, 0, 0, 0).pending_at(NOW_MS + HANDSHAKE_MS), 3);
+        assert_eq!(load(3, 0, 0, 0).pending_at(NOW_MS + HANDSHAKE_MS + 1), 0);
     }
 
     #[test]
     fn active_is_what_was_not_closed() {
         assert_eq!(Load { established: 5, closed: 3, ..Load::default() }.active(), 2);
         assert_eq!(Load { established: 5, closed: 6, ..Load::default() }.active(), 0);
-    }
-
-    #[test]
-    fn a_lost_addition_never_shows_as_a_huge_load() {
-        assert_eq!(load([1_u64.wrapping_neg(), 0], [10, 9]).pending_at(10), 0);
     }
 }

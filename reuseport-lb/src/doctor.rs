@@ -119,7 +119,8 @@ fn requirements(missing: &[Missing]) -> Vec<Check> {
     let mut checks = vec![Check::ok(CAPABILITIES, "all that the daemon needs")];
     for (name, what, there) in [
         ("BPF programs", Missing::SkReuseport, "SK_REUSEPORT programs can be loaded"),
-        ("BTF", Missing::Btf, "the kernel describes its types, so open connections are counted"),
+        ("cgroup v2", Missing::Cgroup, "mounted, so open connections are counted"),
+        ("BTF", Missing::Btf, "the kernel describes its types, so stalled workers are seen"),
         ("JIT", Missing::Jit, "BPF programs run as machine code"),
     ] {
         checks.push(match missing.contains(&what) {
@@ -260,10 +261,13 @@ mod tests {
             requirements(missing).into_iter().map(|check| (check.name, check.verdict)).collect::<Vec<_>>()
         };
         let [ok, warn, fail] = [Verdict::Ok, Verdict::Warn, Verdict::Fail];
-        assert_eq!(verdicts(&[]), [("capabilities", ok), ("BPF programs", ok), ("BTF", ok), ("JIT", ok)]);
+        assert_eq!(
+            verdicts(&[]),
+            [("capabilities", ok), ("BPF programs", ok), ("cgroup v2", ok), ("BTF", ok), ("JIT", ok)]
+        );
         assert_eq!(
             verdicts(&[Missing::SkReuseport, Missing::Btf, Missing::Jit]),
-            [("capabilities", ok), ("BPF programs", fail), ("BTF", warn), ("JIT", warn)]
+            [("capabilities", ok), ("BPF programs", fail), ("cgroup v2", ok), ("BTF", warn), ("JIT", warn)]
         );
         assert_eq!(verdicts(&[Missing::Capabilities(vec!["CAP_BPF".into()])]), [("capabilities", fail)]);
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    process::{Resource, Rlimit, Signal, getrlimit, setrlimit},
+};
 
 use crate::process::{self, Process};
 
@@ -85,6 +88,24 @@ impl Netns {
     pub fn sysctl(&self, name: &str, value: &str) {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         self.within(|| fs::write(&path, value)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// Lets each CPU hand the packets that a device receives to all CPUs, by an interrupt (receive packet steering).
+    pub fn steer_packets_to_all_cpus(&self, device: &str) {
+        let cpus = thread::available_parallelism().expect("the number of CPUs").get();
+        let mask = format!("{:x}", (1_u64 << cpus.min(63)) - 1);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let write = || {
+            // sysfs shows the devices of the namespace in which it was mounted, so it needs a mount of its own.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            self.within(|| mount("sysfs", folder.path(), "sysfs", MountFlags::empty(), None))?;
+            fs::write(folder.path().join(format!("class/net/{device}/queues/rx-0/rps_cpus")), mask)
+        };
+        // The thread's file system is its own from then on, so it must be one that ends.
+        let written = thread::scope(|scope| scope.spawn(write).join().expect("no panic"));
+        written
+            .unwrap_or_else(|error: std::io::Error| panic!("receive packet steering for {device}: {error}"));
     }
 
     /// The processes in this namespace. The test itself is not one of them: only some of its threads are here.

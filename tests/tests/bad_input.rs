@@ -9,7 +9,7 @@ use std::{
 
 use reuseport_lb::control::ErrorBody;
 use reuseport_lb::group::WorkerState;
-use reuseport_lb_tests::{Daemon, GroupExt, Launch, binary, in_netns, run};
+use reuseport_lb_tests::{Daemon, GroupExt, Launch, binary, hold, in_netns, run};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::{
@@ -335,15 +335,31 @@ fn a_kernel_without_type_information() {
         let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
         let wrapper = ["unshare", "--mount", "sh", "-c", hide];
         // What needs no type information works without; the user learns what is lost.
-        let daemon = Launch::policy("consistent-hash").wrapper(&wrapper).start(&netns).await;
+        let daemon = Launch::policy("least-loaded").workers(4).wrapper(&wrapper).start(&netns).await;
         assert!(daemon.written("stderr").contains("BTF"), "{daemon}");
+        let held = hold(&daemon.client(), 40).await;
+        daemon.wait("all are counted", |group| group.active() == [10; 4]).await;
+        assert_eq!(daemon.group().await.runs(), 40);
+        drop(held);
+        daemon.idle().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_host_without_control_groups() {
+    in_netns(async |netns| {
+        let hide = "umount -R /sys/fs/cgroup && exec \"$0\" \"$@\"";
+        let wrapper = ["unshare", "--mount", "sh", "-c", hide];
+        // What needs no count of connections works without; the user learns what is lost.
+        let daemon = Launch::policy("consistent-hash").wrapper(&wrapper).start(&netns).await;
+        assert!(daemon.written("stderr").contains("cgroup v2"), "{daemon}");
         daemon.client().ask("/").await.expect("an answer");
         assert_eq!(daemon.group().await.runs(), 1);
 
-        // Exact counts of open connections need it.
-        daemon.cli(&["policy", "least-loaded"]).await.failed_with(&["BTF"]);
+        daemon.cli(&["policy", "least-loaded"]).await.failed_with(&["cgroup v2"]);
         assert_eq!(daemon.group().await.policy.name.as_str(), "consistent-hash");
         daemon.stop().await;
-        Launch::policy("least-loaded").wrapper(&wrapper).fail(&netns).await.failed_with(&["BTF"]);
+        Launch::policy("least-loaded").wrapper(&wrapper).fail(&netns).await.failed_with(&["cgroup v2"]);
     });
 }

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use reuseport_lb::group::WorkerState;
 use reuseport_lb_tests::{
-    Connection, Daemon, GroupExt, Launch, Netns, chance::difference, hold, in_netns, netns::Neighbour,
-    process::kill_and_wait, status::tally, within,
+    Connection, Daemon, GroupExt, Launch, Netns, chance::difference, connections, hold, in_netns,
+    netns::Neighbour, process::kill_and_wait, status::tally, within,
 };
 use tokio::task::JoinSet;
 
@@ -151,6 +151,22 @@ fn connections_to_a_peer_that_has_vanished_are_counted_down() {
         }
         daemon.idle().await;
         drop(held);
+        daemon.stop().await;
+    });
+}
+
+/// Packets that one CPU hands to another interrupt whatever runs there, as those of a network card do and those of
+/// loopback otherwise do not. A tracing program is then left out now and then; ours must not be.
+#[test]
+fn connections_that_end_while_packets_interrupt_are_counted_down() {
+    in_netns(async |netns| {
+        const CONNECTIONS: usize = 20_000;
+        netns.steer_packets_to_all_cpus("lo");
+        let daemon = Launch::policy("least-loaded").workers(4).start(&netns).await;
+        let account = connections(&daemon.client(), CONNECTIONS, 48).await;
+        account.assert_nothing_failed();
+        let group = daemon.idle().await;
+        assert!(group.outcomes.selected >= CONNECTIONS as u64, "{:?}", group.outcomes);
         daemon.stop().await;
     });
 }

@@ -2,9 +2,9 @@
 
 use aya_ebpf::programs::SkReuseportContext;
 use reuseport_lb_ebpf::{
-    flow::{KeyMask, mix, scale},
+    flow::{mix, scale},
     limits::{MAX_SHARES, MAX_WORKERS},
-    tables::{self, HashUser, RING_ROOM},
+    tables::{self, HashUser, Header, RING_ROOM},
 };
 
 use crate::{
@@ -40,7 +40,10 @@ pub(crate) trait Policy: Sized {
 
 /// The bank in use.
 #[derive(Clone, Copy)]
-pub(crate) struct Bank(*const tables::Bank);
+pub(crate) struct Bank {
+    header: *const Header,
+    tables: *const tables::Bank,
+}
 
 impl Bank {
     /// The bank that was committed last.
@@ -49,30 +52,43 @@ impl Bank {
         let tables = TABLES.get_ptr(0)?;
         // SAFETY: an element of the map. The word is read at once and bounded before it is used.
         unsafe {
-            let active = (&raw const (*tables).active).read_volatile() & 1;
-            Some(Self((&raw const (*tables).banks).cast::<tables::Bank>().add(active as usize)))
+            let active = ((&raw const (*tables).active).read_volatile() & 1) as usize;
+            Some(Self {
+                header: (&raw const (*tables).headers).cast::<Header>().add(active),
+                tables: (&raw const (*tables).banks).cast::<tables::Bank>().add(active),
+            })
         }
+    }
+
+    /// What is read of the bank first.
+    #[inline(always)]
+    fn header(&self) -> &Header {
+        // SAFETY: a map's element, of plain integers; user space writes it only while the bank is idle.
+        unsafe { &*self.header }
     }
 
     /// How many workers are eligible.
     #[inline(always)]
     pub(crate) fn members_len(self) -> u32 {
-        // SAFETY: a field of a map's element; user space writes it only while the bank is idle.
-        unsafe { (*self.0).members_len }
+        self.header().members_len
     }
 
     /// Whether connections are refused while no worker is eligible.
     #[inline(always)]
     pub(crate) fn refuses(self) -> bool {
-        // SAFETY: as in `members_len`.
-        unsafe { (*self.0).refuse != 0 }
+        self.header().refuse != 0
     }
 
     /// After how long a worker that takes nothing is passed over.
     #[inline(always)]
     pub(crate) fn stall_after_ms(self) -> u32 {
-        // SAFETY: as in `members_len`.
-        unsafe { (*self.0).stall_after_ms }
+        self.header().stall_after_ms
+    }
+
+    /// After how long the accept queue of a worker is looked at again.
+    #[inline(always)]
+    pub(crate) fn look_after_ms(self) -> u32 {
+        self.header().look_after_ms
     }
 
     /// A member by its index below `members_len`.
@@ -80,39 +96,34 @@ impl Bank {
     pub(crate) fn member(self, index: u32) -> Option<u32> {
         let index = below(index, MAX_WORKERS)?;
         // SAFETY: the index is within the array.
-        Some(u32::from(unsafe { *(&raw const (*self.0).members).cast::<u16>().add(index) }))
+        Some(u32::from(unsafe { *(&raw const (*self.tables).members).cast::<u16>().add(index) }))
     }
 
     /// A slot of the weighted shares: the upper half of `random` decides.
     #[inline(always)]
     pub(crate) fn share(self, random: u64) -> Option<u32> {
-        // SAFETY: as in `members_len`.
-        self.share_at(scale(random, unsafe { (*self.0).shares_len }))
+        self.share_at(scale(random, self.header().shares_len))
     }
 
     /// A slot of the weighted shares, as round robin takes them.
     #[inline(always)]
     pub(crate) fn turn(self, ticket: u32) -> Option<u32> {
-        // SAFETY: as in `members_len`.
-        let len = unsafe { (*self.0).shares_len };
-        self.share_at(ticket.checked_rem(len)?)
+        self.share_at(ticket.checked_rem(self.header().shares_len)?)
     }
 
     #[inline(always)]
     fn share_at(self, index: u32) -> Option<u32> {
         let index = below(index, MAX_SHARES)?;
         // SAFETY: the index is within the array.
-        Some(u32::from(unsafe { *(&raw const (*self.0).shares).cast::<u16>().add(index) }))
+        Some(u32::from(unsafe { *(&raw const (*self.tables).shares).cast::<u16>().add(index) }))
     }
 
     /// The slot that the ring has for a hash.
     #[inline(always)]
     pub(crate) fn ring(self, hash: u64) -> Option<u32> {
-        // SAFETY: as in `members_len`.
-        let len = unsafe { (*self.0).ring_len };
-        let index = below(scale(hash, len), RING_ROOM as u32)?;
+        let index = below(scale(hash, self.header().ring_len), RING_ROOM as u32)?;
         // SAFETY: the index is within the array.
-        Some(u32::from(unsafe { *(&raw const (*self.0).ring).cast::<u16>().add(index) }))
+        Some(u32::from(unsafe { *(&raw const (*self.tables).ring).cast::<u16>().add(index) }))
     }
 
     /// What one connection costs the worker in `slot`.
@@ -120,7 +131,7 @@ impl Bank {
     pub(crate) fn cost(self, slot: u32) -> u64 {
         // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
         u64::from(unsafe {
-            *(&raw const (*self.0).costs).cast::<u32>().add((slot & (MAX_WORKERS - 1)) as usize)
+            *(&raw const (*self.tables).costs).cast::<u32>().add((slot & (MAX_WORKERS - 1)) as usize)
         })
     }
 
@@ -136,11 +147,8 @@ impl Bank {
     #[inline(always)]
     pub(crate) fn flow_hash(self, ctx: &SkReuseportContext, arrival: Arrival, user: HashUser) -> Option<u64> {
         let tuple = key::tuple(ctx, arrival)?;
-        // SAFETY: as in `members_len`, and there is a mask for each user.
-        unsafe {
-            let mask = (&raw const (*self.0).masks).cast::<KeyMask>().add(user as usize);
-            Some(tuple.hash(&*mask, (*self.0).seed))
-        }
+        let Header { masks, seed, .. } = self.header();
+        Some(tuple.hash(&masks[user as usize], *seed))
     }
 }
 

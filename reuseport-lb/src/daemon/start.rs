@@ -14,7 +14,7 @@ use crate::{
     adopt,
     chain::chain,
     config::{BpfLogLevel, GroupSpec, Sockets},
-    datapath::{self, Applied, Datapath as _, KernelDatapath, Missing},
+    datapath::{self, Applied, KernelDatapath, Missing},
     group::{Group, Supervision, WorkerId},
     netns::Netns,
     worker::descriptors::OpenFiles,
@@ -123,9 +123,13 @@ pub(super) fn explain(error: &io::Error) -> String {
 pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
     let missing = datapath::check_requirements();
     for GroupSpec { name, policy, sockets, .. } in groups {
-        // Without BTF no program tells of sockets that come and go, either.
-        let needs_btf = policy.name.compares_loads() || *sockets != Sockets::HandedOver;
-        let is_fatal = |missing: &&Missing| missing.is_fatal() || **missing == Missing::Btf && needs_btf;
+        // Without BTF no program tells of sockets that come and go.
+        let follows = *sockets != Sockets::HandedOver;
+        let is_fatal = |missing: &&Missing| match missing {
+            Missing::Cgroup => policy.name.compares_loads(),
+            Missing::Btf => follows,
+            _ => missing.is_fatal(),
+        };
         if let Some(missing) = missing.iter().find(is_fatal) {
             return Err(StartError { group: name.clone(), why: GroupError::Missing(missing.clone()) });
         }
@@ -296,9 +300,6 @@ fn load(
     let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, None)?;
     if settings.bpf_log.is_some() {
         datapath.forward_log().map_err(GroupError::Log)?;
-    }
-    if !spec.stall_after.is_zero() && !datapath.sees_stalls() {
-        tracing::warn!("stalled workers are not seen: the kernel's BTF does not say where accept queues are");
     }
     let stalls = events.clone();
     datapath.report_stalls(move || stalls.send(Event::Stalls)).map_err(GroupError::Log)?;

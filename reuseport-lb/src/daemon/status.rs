@@ -68,7 +68,7 @@ impl Runner {
         queues: &HashMap<u64, adopt::Queue>,
     ) -> Result<WorkerStatus, RequestError> {
         let datapath = self.applied.datapath();
-        let (load, selections) = (datapath.load(id.0), datapath.selections(id.0)?);
+        let load = datapath.load(id.0);
         let queue = self.listeners.get(&id).and_then(|listener| queues.get(&listener.cookie()));
         Ok(WorkerStatus {
             id,
@@ -83,8 +83,8 @@ impl Runner {
                 active: load.active,
                 pending: load.pending,
                 queued: queue.map_or(0, |queue| queue.depth.into()),
-                selected_total: selections.selected,
-                migrated_in_total: selections.migrated_in,
+                selected_total: load.selected,
+                migrated_in_total: load.migrated_in,
             },
             restarts: worker.restarts,
             stalls: stalls(&worker.stalls),

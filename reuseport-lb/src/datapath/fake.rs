@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, os::fd::BorrowedFd};
 
 use reuseport_lb_ebpf::outcome::{Outcome, Outcomes};
 
-use super::{Datapath, Error, Selection, SlotLoad, SlotSelections};
+use super::{Datapath, Error, Selection, SlotLoad};
 use crate::policy::{Member, Policy};
 
 /// One call that may fail.
@@ -88,16 +88,8 @@ impl Datapath for FakeDatapath {
         true
     }
 
-    fn sees_stalls(&self) -> bool {
-        true
-    }
-
     fn load(&self, _: u16) -> SlotLoad {
         SlotLoad::default()
-    }
-
-    fn selections(&self, _: u16) -> Result<SlotSelections, Error> {
-        Ok(SlotSelections::default())
     }
 
     fn outcomes(&self) -> Result<Outcomes, Error> {

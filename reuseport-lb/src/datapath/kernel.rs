@@ -3,10 +3,8 @@
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd, path::Path, thread, time::Duration};
 
 use aya::{
-    Btf, Ebpf, Pod,
-    maps::{
-        HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, ReusePortSockArray, RingBuf, SkStorage,
-    },
+    Ebpf, Pod,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage},
     programs::{ProgramError, SkReuseport, SkReuseportError},
 };
 use reuseport_lb_ebpf::{
@@ -14,7 +12,7 @@ use reuseport_lb_ebpf::{
     listen::Watched,
     names,
     outcome::{Outcome, Outcomes},
-    worker::{Owner, Selections},
+    worker::Owner,
 };
 use rustix::{io::Errno, thread::MembarrierCommand};
 use tokio::{
@@ -23,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Datapath, Error, Selection, SlotLoad, SlotSelections,
+    Datapath, Error, Selection, SlotLoad,
     object::Object,
     offsets::Offsets,
     pins::{self, Earlier, Pins},
@@ -54,8 +52,6 @@ pub(super) struct Value<T>(pub(super) T);
 // SAFETY: the layout of these types is asserted, without padding, where they are declared.
 unsafe impl Pod for Value<Owner> {}
 // SAFETY: as above.
-unsafe impl Pod for Value<Selections> {}
-// SAFETY: as above.
 unsafe impl Pod for Value<Watched> {}
 
 /// The programs and maps of one group.
@@ -70,12 +66,10 @@ pub struct KernelDatapath {
     owner: SkStorage<MapData, Value<Owner>>,
     listeners: HashMap<MapData, u64, u32>,
     cookies: BTreeMap<u16, u64>,
-    selections: PerCpuArray<MapData, Value<Selections>>,
     outcomes: PerCpuArray<MapData, Outcomes>,
     seed: u64,
     stalls: Option<RingBuf<MapData>>,
     counts_connections: bool,
-    sees_stalls: bool,
     settled: bool,
     // Ended together with it, since they hold maps.
     pub(super) tasks: JoinSet<()>,
@@ -99,22 +93,15 @@ impl KernelDatapath {
     ///
     /// # Minimum kernel version
     ///
-    /// 5.14. Without the kernel's BTF, connections are not counted.
+    /// 5.14. Without cgroup v2, connections are not counted.
     pub fn load(
         group: &Path,
         seed: u64,
         log: Option<BpfLogLevel>,
         earlier: Option<&PinRecord>,
     ) -> Result<Self, Error> {
-        let btf = match Btf::from_sys_fs() {
-            Ok(btf) => Some(btf),
-            Err(error) => {
-                tracing::debug!(%error, "no BTF");
-                None
-            }
-        };
         let offsets = Offsets::of_running_kernel();
-        let object = Object { btf: btf.as_ref(), offsets: &offsets, log };
+        let object = Object { offsets: &offsets, log };
         let mut ebpf = object.load(&BTreeMap::new())?;
         let mut kept = BTreeMap::new();
         match earlier {
@@ -138,7 +125,7 @@ impl KernelDatapath {
         let same = earlier
             .filter(|earlier| earlier.programs == record.programs && taken_over.replaced.is_empty())
             .map(|earlier| Earlier::new(group, earlier.generation));
-        let (links, counting_kept) = trackers::links(&mut ebpf, btf.as_ref(), same.as_ref())?;
+        let (links, counting_kept) = trackers::links(&mut ebpf, same.as_ref())?;
 
         let counts_connections = !links.is_empty();
         let pins = Pins::create(group, &ebpf, links)?;
@@ -153,13 +140,11 @@ impl KernelDatapath {
             owner: take(&mut ebpf, names::OWNER)?,
             listeners: take(&mut ebpf, names::LISTENERS)?,
             cookies: BTreeMap::new(),
-            selections: take(&mut ebpf, names::SELECTIONS)?,
             outcomes: take(&mut ebpf, names::OUTCOMES)?,
             stalls: Some(take(&mut ebpf, names::STALLS)?),
             ebpf,
             seed,
             counts_connections,
-            sees_stalls: offsets.sees_stalls(),
             // An earlier daemon may have died just after it committed something.
             settled: earlier.is_none(),
             tasks: JoinSet::new(),
@@ -311,13 +296,8 @@ impl Datapath for KernelDatapath {
         self.forget_listener(slot);
         // No program counts for a slot that no table names.
         self.settle()?;
-        let zeros = vec![
-            Value(Selections::default());
-            aya::util::nr_cpus()
-                .map_err(|(_, error)| Error::system("the number of CPUs")(error))?
-        ];
-        let zeros = PerCpuValues::try_from(zeros).map_err(Error::system("the number of CPUs"))?;
-        self.selections.set(slot.into(), zeros, 0).map_err(Error::map(names::SELECTIONS))
+        self.loads.forget(slot);
+        Ok(())
     }
 
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error> {
@@ -366,20 +346,8 @@ impl Datapath for KernelDatapath {
         self.counts_connections
     }
 
-    fn sees_stalls(&self) -> bool {
-        self.sees_stalls
-    }
-
     fn load(&self, slot: u16) -> SlotLoad {
         self.loads.get(slot)
-    }
-
-    fn selections(&self, slot: u16) -> Result<SlotSelections, Error> {
-        let cpus = self.selections.get(&slot.into(), 0).map_err(Error::map(names::SELECTIONS))?;
-        Ok(cpus.iter().fold(SlotSelections::default(), |sum, Value(cpu)| SlotSelections {
-            selected: sum.selected + cpu.selected,
-            migrated_in: sum.migrated_in + cpu.migrated_in,
-        }))
     }
 
     fn outcomes(&self) -> Result<Outcomes, Error> {

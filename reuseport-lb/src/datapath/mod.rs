@@ -6,6 +6,7 @@
 use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 pub use apply::Applied;
+pub use cgroup::root as cgroup_root;
 pub use kernel::KernelDatapath;
 pub use requirements::{Missing, check as check_requirements};
 use reuseport_lb_ebpf::outcome::Outcomes;
@@ -14,6 +15,7 @@ pub use takeover::{PinRecord, TakenOver};
 use crate::policy::{HashOn, Member, Policy};
 
 mod apply;
+mod cgroup;
 #[cfg(test)]
 mod fake;
 mod kernel;
@@ -43,7 +45,7 @@ pub struct Selection<'a> {
     pub stall_after: Duration,
 }
 
-/// The load of one slot.
+/// The load of one slot, and what it was given since the maps were made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotLoad {
     /// Open connections.
@@ -54,14 +56,9 @@ pub struct SlotLoad {
     pub pending: u64,
     /// Whether the worker took nothing from its accept queue when the programs last looked at it.
     pub stalled: bool,
-}
-
-/// What one slot was given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotSelections {
-    /// By the policy.
+    /// Connections given by the policy.
     pub selected: u64,
-    /// By migration.
+    /// Connections that migrated here.
     pub migrated_in: u64,
 }
 
@@ -86,17 +83,11 @@ pub trait Datapath {
     /// Waits until no program runs any more that began before the last commit or attachment.
     fn settle(&mut self) -> Result<(), Error>;
 
-    /// Whether open connections are counted. They are not on a kernel without BTF.
+    /// Whether open connections are counted. They are not where there is no cgroup v2.
     fn counts_connections(&self) -> bool;
-
-    /// Whether a stalled worker is seen. It is not on a kernel whose BTF lacks what must be read for that.
-    fn sees_stalls(&self) -> bool;
 
     /// The load of a slot, at this moment.
     fn load(&self, slot: u16) -> SlotLoad;
-
-    /// What a slot was given since the maps were made.
-    fn selections(&self, slot: u16) -> Result<SlotSelections, Error>;
 
     /// What became of the programs' runs since the maps were made.
     fn outcomes(&self) -> Result<Outcomes, Error>;
@@ -159,8 +150,10 @@ pub enum Error {
          its workers and start again"
     )]
     Unreachable(u16),
-    /// A policy that compares loads, on a kernel where they are not counted.
-    #[error("policy {0} compares open connections, which this kernel cannot count, since it has no BTF")]
+    /// A policy that compares loads, on a host where they are not counted.
+    #[error(
+        "policy {0} compares open connections, which cannot be counted here, since there is no cgroup v2"
+    )]
     NotCounted(Policy),
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::Level;
 use sha2::{Digest as _, Sha256};
 
@@ -14,7 +14,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(env!("REUSEPORT_LB_BPF_OBJECT_PATH
 
 /// The object with everything that is set in it when it is loaded.
 pub(super) struct Object<'a> {
-    pub(super) btf: Option<&'a Btf>,
     pub(super) offsets: &'a Offsets,
     pub(super) log: Option<BpfLogLevel>,
 }
@@ -24,7 +23,8 @@ impl Object<'_> {
     pub(super) fn load(&self, pinned: &BTreeMap<String, PathBuf>) -> Result<Ebpf, Error> {
         let level = self.level();
         let mut loader = EbpfLoader::new();
-        loader.btf(self.btf).override_global(aya_log::LEVEL, &level, true);
+        // Nothing in the object depends on the kernel's types, and reading them takes 25 MiB.
+        loader.btf(None).override_global(aya_log::LEVEL, &level, true);
         for (name, offset) in self.offsets.globals() {
             loader.override_global(name, offset, true);
         }
@@ -38,7 +38,7 @@ impl Object<'_> {
     pub(super) fn digest(&self) -> String {
         let mut digest = Sha256::new();
         digest.update(OBJECT);
-        digest.update([self.level(), u8::from(self.btf.is_some())]);
+        digest.update([self.level()]);
         for (_, offset) in self.offsets.globals() {
             digest.update(offset.to_ne_bytes());
         }

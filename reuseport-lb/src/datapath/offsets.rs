@@ -10,9 +10,9 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Offsets in bytes, each with the global of the programs that it overrides. An offset of 0 is an unknown one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Offsets {
-    copied_seq: u32,
     array_ptrs: u32,
     ack_backlog: u32,
+    handshakes: u32,
     skc_net: u32,
     net_inum: u32,
 }
@@ -26,9 +26,15 @@ impl Offsets {
         // The programs read both at once.
         let adjacent = find("sock", "sk_max_ack_backlog") == ack_backlog + 4;
         Self {
-            copied_seq: find("tcp_sock", "copied_seq"),
             array_ptrs: find("reuseport_array", "ptrs"),
             ack_backlog: if adjacent { ack_backlog } else { 0 },
+            handshakes: match (
+                find("inet_connection_sock", "icsk_accept_queue"),
+                offset_of(&btf, "request_sock_queue", "qlen"),
+            ) {
+                (0, _) | (_, None) => 0,
+                (queue, Some(handshakes)) => queue + handshakes,
+            },
             skc_net: find("sock_common", "skc_net"),
             net_inum: match (find("net", "ns"), find("ns_common", "inum")) {
                 (0, _) | (_, 0) => 0,
@@ -39,11 +45,11 @@ impl Offsets {
 
     /// Each global's name and value.
     pub(super) const fn globals(&self) -> [(&'static str, &u32); 5] {
-        let Self { copied_seq, array_ptrs, ack_backlog, skc_net, net_inum } = self;
+        let Self { array_ptrs, ack_backlog, handshakes, skc_net, net_inum } = self;
         [
-            ("OFFSET_COPIED_SEQ", copied_seq),
             ("OFFSET_ARRAY_PTRS", array_ptrs),
             ("OFFSET_ACK_BACKLOG", ack_backlog),
+            ("OFFSET_HANDSHAKES", handshakes),
             ("OFFSET_SKC_NET", skc_net),
             ("OFFSET_NET_INUM", net_inum),
         ]
@@ -51,7 +57,7 @@ impl Offsets {
 
     /// Whether the programs can look at accept queues, and so see a stalled worker.
     pub(super) const fn sees_stalls(&self) -> bool {
-        self.array_ptrs != 0 && self.ack_backlog != 0
+        self.array_ptrs != 0 && self.ack_backlog != 0 && self.handshakes != 0
     }
 }
 

@@ -5,10 +5,12 @@ use std::fmt;
 use aya::programs::ProgramType;
 use caps::{CapSet, Capability};
 
+use super::{cgroup, offsets::Offsets};
+
 /// The capabilities that the daemon needs, each with what for. `CAP_SYS_ADMIN` includes the first and the second.
 const CAPABILITIES: [(Capability, &str); 4] = [
     (Capability::CAP_BPF, "to load programs and maps"),
-    (Capability::CAP_PERFMON, "to count connections with a tracepoint"),
+    (Capability::CAP_PERFMON, "to let programs read accept queues"),
     (Capability::CAP_NET_ADMIN, "to attach a program to the group"),
     (Capability::CAP_SYS_ADMIN, "to mount the BPF file system and to pin"),
 ];
@@ -20,7 +22,9 @@ pub enum Missing {
     Capabilities(Vec<String>),
     /// `SO_REUSEPORT` programs, without which nothing can be steered.
     SkReuseport,
-    /// The kernel's BTF: connections are not counted.
+    /// A mount of cgroup v2: connections are not counted.
+    Cgroup,
+    /// The kernel's BTF: accept queues are not seen.
     Btf,
     /// The JIT: the programs run in the interpreter.
     Jit,
@@ -43,9 +47,14 @@ impl fmt::Display for Missing {
                 "this kernel has no SK_REUSEPORT programs; it needs Linux 5.14 or later with CONFIG_BPF_SYSCALL and \
                  CONFIG_INET",
             ),
+            Self::Cgroup => f.write_str(
+                "cgroup v2 is not mounted, so open connections are not counted: least-loaded and power-of-two are \
+                 not to be had, and a draining worker is never seen to be drained; mount it with: \
+                 mount -t cgroup2 none /sys/fs/cgroup",
+            ),
             Self::Btf => f.write_str(
-                "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): open connections are not counted, so least-loaded \
-                 and power-of-two are not to be had, and a draining worker is never seen to be drained",
+                "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): accept queues are not seen, so workers that are \
+                 stalled or full are not passed over",
             ),
             Self::Jit => f.write_str(
                 "the BPF JIT is off, so steering costs more; turn it on with: sysctl net.core.bpf_jit_enable=1",
@@ -70,7 +79,10 @@ pub fn check() -> Vec<Missing> {
     if !matches!(aya::sys::is_program_supported(ProgramType::SkReuseport), Ok(true)) {
         missing.push(Missing::SkReuseport);
     }
-    if aya::Btf::from_sys_fs().is_err() {
+    if cgroup::root().is_err() {
+        missing.push(Missing::Cgroup);
+    }
+    if !Offsets::of_running_kernel().sees_stalls() {
         missing.push(Missing::Btf);
     }
     let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable");

@@ -8,8 +8,9 @@ use std::{
 use memmap2::{MmapOptions, MmapRaw};
 use reuseport_lb_ebpf::{
     flow::KeyMask,
+    health,
     limits::MAX_WORKERS,
-    tables::{Bank, COST_UNIT, Tables},
+    tables::{Bank, COST_UNIT, Header, Tables},
     worker::{self, Load, Workers},
 };
 
@@ -25,7 +26,7 @@ pub(super) struct SharedTables {
 impl SharedTables {
     /// Maps the memory of a map whose one value is [`Tables`].
     pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
-        Ok(Self { memory: map_value::<Tables>(map, Access::Write)? })
+        Ok(Self { memory: map_value::<Tables>(map)? })
     }
 
     fn tables(&self) -> *mut Tables {
@@ -45,7 +46,8 @@ impl SharedTables {
         // of the arrays, since it was another daemon who wrote them.
         unsafe {
             let bank = (&raw const (*self.tables()).banks).cast::<Bank>().add(active as usize);
-            read(&raw const (*bank).ring, (&raw const (*bank).ring_len).read())
+            let header = (&raw const (*self.tables()).headers).cast::<Header>().add(active as usize);
+            read(&raw const (*bank).ring, (&raw const (*header).ring_len).read())
         }
     }
 
@@ -61,12 +63,8 @@ impl SharedTables {
         // late reads of a half-written bank are integers that it bounds itself.
         unsafe {
             let bank = (&raw mut (*self.tables()).banks).cast::<Bank>().add(idle as usize);
-            (&raw mut (*bank).masks).write(hash_on.map(mask));
-            (&raw mut (*bank).seed).write(seed);
-            (&raw mut (*bank).refuse).write(u32::from(refuse));
-            (&raw mut (*bank).stall_after_ms).write(worker::stall_milliseconds(stall_after));
-            (&raw mut (*bank).ring_len).write(fill(&raw mut (*bank).ring, ring));
-            (&raw mut (*bank).shares_len).write(fill(&raw mut (*bank).shares, shares));
+            let ring_len = fill(&raw mut (*bank).ring, ring);
+            let shares_len = fill(&raw mut (*bank).shares, shares);
             let costs = (&raw mut (*bank).costs).cast::<u32>();
             let slots = (&raw mut (*bank).members).cast::<u16>();
             let members = &members[..members.len().min(MAX_WORKERS as usize)];
@@ -76,7 +74,17 @@ impl SharedTables {
                     .add(usize::from(member.slot) % MAX_WORKERS as usize)
                     .write(COST_UNIT / u32::from(member.weight));
             }
-            (&raw mut (*bank).members_len).write(members.len() as u32);
+            let stall_after_ms = worker::stall_milliseconds(stall_after);
+            (&raw mut (*self.tables()).headers).cast::<Header>().add(idle as usize).write(Header {
+                masks: hash_on.map(mask),
+                seed,
+                ring_len,
+                shares_len,
+                members_len: members.len() as u32,
+                refuse: u32::from(refuse),
+                stall_after_ms,
+                look_after_ms: health::look_after_ms(stall_after_ms),
+            });
         }
         // The programs find the bank through this word, so their reads of the bank depend on their read of the
         // word, and all that was written above is there for who sees the new word.
@@ -123,7 +131,22 @@ pub(super) struct SharedLoads {
 impl SharedLoads {
     /// Maps the memory of a map whose one value is [`Workers`].
     pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
-        Ok(Self { memory: map_value::<Workers>(map, Access::Read)? })
+        Ok(Self { memory: map_value::<Workers>(map)? })
+    }
+
+    /// Begins to count anew what a slot is given. Its connections that are open stay counted.
+    ///
+    /// The caller must have seen to it that no program gives it connections meanwhile.
+    pub(super) fn forget(&mut self, slot: u16) {
+        let slot = usize::from(slot) % MAX_WORKERS as usize;
+        // SAFETY: the slot is within the array. Programs add to the other words meanwhile; these are written whole.
+        unsafe {
+            let load = self.memory.as_mut_ptr().cast::<Load>().add(slot);
+            (&raw mut (*load).selected).write_volatile(0);
+            (&raw mut (*load).migrated_in).write_volatile(0);
+            // Nothing is in its handshake.
+            (&raw mut (*load).abandoned).write_volatile(load.read_volatile().abandoned_of(0));
+        }
     }
 
     /// The load of a slot, at this moment.
@@ -137,26 +160,19 @@ impl SharedLoads {
         SlotLoad {
             active: load.active(),
             established: load.established,
-            pending: load.pending_at(worker::epoch(now_ns)),
+            pending: load.pending_at(worker::milliseconds(now_ns)),
             stalled: load.stalled != 0,
+            selected: load.selected,
+            migrated_in: load.migrated_in.into(),
         }
     }
 }
 
-enum Access {
-    Read,
-    Write,
-}
-
-fn map_value<T>(map: impl AsFd, access: Access) -> Result<MmapRaw, Error> {
+fn map_value<T>(map: impl AsFd) -> Result<MmapRaw, Error> {
     use std::os::fd::AsRawFd as _;
 
-    let fd = map.as_fd().as_raw_fd();
-    let mut options = MmapOptions::new();
-    options.len(size_of::<T>());
-    match access {
-        Access::Read => options.map_raw_read_only(fd),
-        Access::Write => options.map_raw(fd),
-    }
-    .map_err(Error::system("mmap of a BPF map"))
+    MmapOptions::new()
+        .len(size_of::<T>())
+        .map_raw(map.as_fd().as_raw_fd())
+        .map_err(Error::system("mmap of a BPF map"))
 }

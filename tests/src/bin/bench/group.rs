@@ -8,14 +8,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, SkReuseport},
+    Ebpf, EbpfLoader,
+    programs::{CgroupAttachMode, SkReuseport, SockOps},
 };
 use reuseport_lb::{
-    datapath::{Datapath as _, KernelDatapath, Selection},
+    datapath::{self, Datapath as _, KernelDatapath, Selection},
     policy::{HashOn, Member, Policy, ring::Ring, shares},
 };
-use reuseport_lb_ebpf::names::INET_SOCK_SET_STATE;
 
 use crate::traffic::{Close, Listeners};
 
@@ -62,15 +61,13 @@ impl Group {
             stall_after: STALL_AFTER,
         })?;
 
-        let btf = Btf::from_sys_fs().context("the kernel's BTF")?;
         let mut baseline = EbpfLoader::new()
-            .btf(Some(&btf))
+            .btf(None)
             .load_file(baseline)
             .with_context(|| format!("cannot load {}", baseline.display()))?;
-        let tracker: &mut BtfTracePoint =
-            baseline.program_mut(TRACK_NOTHING).context(TRACK_NOTHING)?.try_into()?;
-        tracker.load(INET_SOCK_SET_STATE, &btf)?;
-        tracker.attach()?;
+        let tracker: &mut SockOps = baseline.program_mut(TRACK_NOTHING).context(TRACK_NOTHING)?.try_into()?;
+        tracker.load()?;
+        tracker.attach(datapath::cgroup_root().context("cgroup v2")?, CgroupAttachMode::Single)?;
         let selector: &mut SkReuseport =
             baseline.program_mut(SELECT_NOTHING).context(SELECT_NOTHING)?.try_into()?;
         selector.load()?;

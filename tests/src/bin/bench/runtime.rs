@@ -133,7 +133,7 @@ fn track(group: &Group, counters: &Counters, connections: u32) -> Result<(f64, f
     let after = read()?;
     let (tracker, nothing) = (after.0 - before.0, after.1 - before.1);
     let runs = tracker.runs as f64 / f64::from(connections);
-    Ok((runs, runs * (tracker.mean_ns() - nothing.mean_ns())))
+    Ok((runs, (tracker.time_ns as f64 - nothing.mean_ns() * tracker.runs as f64) / f64::from(connections)))
 }
 
 /// The name of a policy's program.
