@@ -110,6 +110,20 @@ pub enum OperationState {
     Failed,
 }
 
+impl OperationState {
+    /// All states, in order.
+    pub const ALL: &'static [Self] = &[Self::Running, Self::Done, Self::Failed];
+
+    /// The state's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A worker that an operation is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtWorker {

@@ -18,7 +18,7 @@ pub fn reference() -> String {
     for outcome in Outcome::ALL {
         row(&mut text, &[&format!("`{}`", outcome.name()), outcome.help()]);
     }
-    text += "\n`state` is one of these:\n\n| state | the worker |\n| --- | --- |\n";
+    text += "\n`state` of a worker is one of these:\n\n| state | the worker |\n| --- | --- |\n";
     for state in WorkerState::ALL {
         row(&mut text, &[&format!("`{state}`"), state.help()]);
     }

@@ -10,7 +10,7 @@ use prometheus_client::{
 use reuseport_lb_ebpf::outcome::Outcome;
 
 use crate::{
-    control::{GroupStatus, Status, WorkerStatus},
+    control::{GroupStatus, OperationState, Status, WorkerStatus},
     group::WorkerState,
 };
 
@@ -120,6 +120,26 @@ pub(super) const METRICS: &[Metric] = &[
         samples: Samples::GroupBy("outcome", |group| {
             let number = |outcome: Outcome| Number::Whole(group.outcomes.count(outcome));
             Outcome::ALL.iter().map(|outcome| (outcome.name(), number(*outcome))).collect()
+        }),
+    },
+    Metric {
+        stem: "group_operations",
+        kind: Kind::Counter,
+        unit: None,
+        help: "Restarts of workers and changes of their number that were begun",
+        samples: Samples::Group(|group| {
+            Number::Whole(group.operation.as_ref().map_or(0, |operation| operation.id))
+        }),
+    },
+    Metric {
+        stem: "group_operation_state",
+        kind: Kind::Gauge,
+        unit: None,
+        help: "1 for how the last of these operations is going, 0 for the others; all 0 before the first",
+        samples: Samples::GroupBy("state", |group| {
+            let now = group.operation.as_ref().map(|operation| operation.state);
+            let number = |state: OperationState| Number::Whole(u64::from(now == Some(state)));
+            OperationState::ALL.iter().map(|state| (state.as_str(), number(*state))).collect()
         }),
     },
     Metric {

@@ -42,7 +42,8 @@ fn every_declared_metric_is_exported_with_its_labels_zeros_included() {
         let subjects = if labels.contains(&"worker") { 3 } else { 1 };
         let values = match labels.last() {
             Some(&"outcome") => Outcome::COUNT,
-            Some(&"state") => crate::group::WorkerState::ALL.len(),
+            Some(&"state") if labels.contains(&"worker") => crate::group::WorkerState::ALL.len(),
+            Some(&"state") => crate::control::OperationState::ALL.len(),
             _ => 1,
         };
         assert_eq!(samples.len(), subjects * values, "{name}: {samples:?}");
