@@ -243,6 +243,11 @@ impl Daemon {
         &self.control
     }
 
+    /// The folder of its pins.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
     /// The daemon's process.
     pub fn process(&self) -> &Process {
         &self.process

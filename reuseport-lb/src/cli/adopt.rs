@@ -38,6 +38,6 @@ impl Adopt {
         let Self { listen, steering, name, daemon } = self;
         let spec = steering.adopt(name, listen).map_err(run::wrong)?;
         let control = path::absolute(control).context("cannot find the working folder")?;
-        run::serve(Loaded { control, daemon: daemon.settings(), groups: vec![spec] }, env).await
+        run::serve(Loaded { control, daemon: daemon.settings(), groups: vec![spec] }, None, env).await
     }
 }

@@ -23,6 +23,7 @@ mod metrics;
 mod operation;
 mod policy;
 mod progress;
+mod reload;
 mod render;
 mod restart;
 mod run;
@@ -86,6 +87,7 @@ enum Command {
     Scale(scale::Scale),
     Stop(stop::Stop),
     Start(stop::Start),
+    Reload(reload::Reload),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -175,6 +177,7 @@ impl Command {
             Self::Scale(command) => command.run(control, env).await,
             Self::Stop(command) => command.run(control, env).await,
             Self::Start(command) => command.run(control, env).await,
+            Self::Reload(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),

@@ -1,7 +1,7 @@
 //! `run`
 
 use std::{
-    path::{self, Path, PathBuf},
+    path::{self, PathBuf},
     pin::Pin,
 };
 
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::{
         flags::{DaemonFlags, DaemonSettings, GroupFlags, SpecError},
-        source::{Loaded, Source, control_path},
+        source::{Configured, Loaded, Source, control_path},
         values,
     },
     control::{access::Access, metrics, server},
@@ -43,46 +43,49 @@ pub(super) struct Run {
 impl Run {
     /// `control` is the control socket that the command line names.
     pub(super) async fn run(self, control: Option<PathBuf>, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let (loaded, _source) = self.load(control)?;
-        serve(loaded, env).await
+        let (loaded, source) = self.load(control)?;
+        serve(loaded, source, env).await
     }
 
     /// What is to be run, and the file that says so.
     fn load(self, control: Option<PathBuf>) -> anyhow::Result<(Loaded, Option<Source>)> {
         let Self { config, name, group, daemon: flags } = self;
-        let absolute = |path: &Path| path::absolute(path).context("cannot find the working folder");
-        let (mut loaded, source) = if let Some(path) = config {
-            let source = Source { path: absolute(&path)?, control, flags };
+        Ok(if let Some(path) = config {
+            let source = Source {
+                path: path::absolute(path).context("cannot find the working folder")?,
+                control,
+                flags,
+            };
             (source.load()?, Some(source))
         } else {
             let spec = group.spec(name).map_err(wrong)?;
             let control = control_path(control);
             (Loaded { control, daemon: flags.settings(), groups: vec![spec] }, None)
-        };
-        loaded.control = absolute(&loaded.control)?;
-        Ok((loaded, source))
+        })
     }
 }
 
 /// Whether the command line was wrong, or what it names is not there.
 pub(super) fn wrong(error: SpecError) -> anyhow::Error {
     match error {
-        SpecError::HashOn(_) => WrongUsage(error.to_string()).into(),
+        SpecError::HashOn(_) | SpecError::Weights { .. } => WrongUsage(error.to_string()).into(),
         SpecError::Command(_) => error.into(),
     }
 }
 
-/// Runs a daemon until it is told to end.
-pub(super) async fn serve(loaded: Loaded, env: &mut Env<'_>) -> anyhow::Result<()> {
+/// Runs a daemon until it is told to end. `source` is what can be read again.
+pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<'_>) -> anyhow::Result<()> {
+    let configured = source.map(|source| Configured::new(source, &loaded));
     let Loaded { control, daemon, groups } = loaded;
     let DaemonSettings { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } =
         daemon;
     logging::init(log_format, bpf_log)?;
+    let control = path::absolute(control).context("cannot find the working folder")?;
     let executable = std::env::current_exe().context("cannot find the own program file")?;
 
     daemon::check(&groups)?;
     // A signal that comes during the start waits until the daemon can clean up after itself.
-    let stop = signals::stop_requests().context("cannot handle signals")?;
+    let signals = signals::take().context("cannot handle signals")?;
     // First of all, so that a second daemon is refused before it has touched anything.
     let access = Access { control: control_group, readonly: control_readonly_group };
     let socket = server::bind(&control, access)?;
@@ -92,6 +95,7 @@ pub(super) async fn serve(loaded: Loaded, env: &mut Env<'_>) -> anyhow::Result<(
     };
     let (daemon, handle) = daemon::start(daemon::Options {
         groups: groups.clone(),
+        configured,
         settings: daemon::Settings { pin_dir, bpf_log, executable },
     })?;
 
@@ -113,7 +117,7 @@ pub(super) async fn serve(loaded: Loaded, env: &mut Env<'_>) -> anyhow::Result<(
 
     // The control socket stays until everything else is gone: `status` shows who still has connections, and a
     // second daemon keeps out.
-    daemon.run(stop).await;
+    daemon.run(signals).await;
     servers.end().await
 }
 

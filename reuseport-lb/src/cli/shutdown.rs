@@ -51,7 +51,7 @@ impl Shutdown {
 
 /// What still keeps the daemon.
 fn left(status: &Status) -> String {
-    let workers = || status.groups.iter().flat_map(|group| &group.workers);
+    let workers = || status.groups.iter().chain(&status.leaving).flat_map(|group| &group.workers);
     let running = workers().filter(|worker| worker.pid.is_some()).count();
     let active: u64 = workers().map(|worker| worker.connections.active).sum();
     format!("shutting down: {running} workers, {active} active connections")

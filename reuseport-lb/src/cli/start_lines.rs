@@ -127,6 +127,7 @@ mod tests {
             netns: None,
             sockets: Sockets::HandedOver,
             workers: 4,
+            weights: Vec::new(),
             policy: PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow },
             command: WorkerCommand::BuiltIn,
             grace: Duration::from_secs(30),

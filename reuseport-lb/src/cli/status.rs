@@ -21,13 +21,16 @@ impl Status {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
         let mut status = Client::new(control).status().await?;
         if self.group.name().is_some() {
-            status.groups = vec![self.group.find(&status)?.clone()];
+            let group = self.group.find(&status)?.clone();
+            status.leaving.retain(|leaving| leaving.name == group.name);
+            status.groups = vec![group];
         }
         if self.json {
             return Ok(render::json(env, &status)?);
         }
-        let control::Status { groups, .. } = status;
-        let groups: Vec<_> = groups.iter().map(render::group).collect();
+        let control::Status { groups, leaving, .. } = status;
+        let leaving = leaving.iter().map(|group| format!("leaving: {}", render::group(group)));
+        let groups: Vec<_> = groups.iter().map(render::group).chain(leaving).collect();
         write!(env.out, "{}", groups.join("\n"))?;
         Ok(())
     }
@@ -57,6 +60,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn groups_that_leave_stand_at_the_end() {
+        let mut status = status();
+        let mut old = status.groups[0].clone();
+        old.listen = "127.0.0.1:9".parse().expect("an address");
+        let mut other = old.clone();
+        other.name = "other".into();
+        status.leaving = vec![old.clone(), other];
+        let daemon = FakeDaemon::start_with(status);
+        let printed = run(&daemon.socket(), &["status"]).await.printed();
+        assert!(printed.contains("\nleaving: default · 127.0.0.1:9 tcp"), "{printed}");
+        assert!(printed.contains("\nleaving: other · "), "{printed}");
+        let printed = run(&daemon.socket(), &["status", "--group", "default"]).await.printed();
+        assert!(printed.contains("leaving: default") && !printed.contains("leaving: other"), "{printed}");
+    }
+
+    #[tokio::test]
     async fn json_is_the_contract() {
         let daemon = FakeDaemon::start();
         let printed = run(&daemon.socket(), &["status", "--json"]).await.printed();
@@ -65,7 +84,7 @@ mod tests {
         let mut down = worker(2, None, "down", 0, 3);
         down["reason"] = "exit status 1".into();
         let expected = serde_json::json!({
-            "version": "0.1.0", "pid": std::process::id(), "uptime_seconds": 1.5,
+            "version": "0.1.0", "pid": std::process::id(), "uptime_seconds": 1.5, "leaving": [],
             "groups": [{
                 "name": "default", "protocol": "tcp", "listen": "0.0.0.0:8080", "mode": "supervised",
                 "policy": {"name": "consistent-hash", "hash_on": "flow"},

@@ -44,6 +44,16 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// When the change of a setting comes to bear.
+    pub const fn applies(&self) -> Option<Applies> {
+        match self {
+            Self::Set { applies, .. } => Some(*applies),
+            Self::Added { .. } | Self::Removed { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -54,7 +64,7 @@ impl fmt::Display for Change {
             Self::Set { group, setting, from, to, applies } => {
                 write!(f, "group {group}: {setting} {from} -> {to}")?;
                 match applies {
-                    Applies::Now => Ok(()),
+                    Applies::Now | Applies::Never => Ok(()),
                     Applies::NextStart => f.write_str(", for workers that are started from now on"),
                     Applies::NewGroup => f.write_str(", by a new group in place of the old one"),
                 }
@@ -96,8 +106,7 @@ fn changed_settings(before: &GroupSpec, after: &GroupSpec) -> impl Iterator<Item
 
 /// Whether a group can only become like `after` by a new one in its place.
 pub fn needs_new_group(before: &GroupSpec, after: &GroupSpec) -> bool {
-    changed_settings(before, after)
-        .any(|change| matches!(change, Change::Set { applies: Applies::NewGroup, .. }))
+    changed_settings(before, after).any(|change| change.applies() == Some(Applies::NewGroup))
 }
 
 #[cfg(test)]
@@ -131,13 +140,14 @@ mod tests {
 
     #[test]
     fn each_setting_is_a_change_of_its_own() {
-        let after = "[groups.web]\nlisten = 2\nworkers = 3\npolicy = 'hash'\nhash-on = 'source'\nhash-seed = 9\n\
+        let after = "[groups.web]\nlisten = 2\nworkers = 3\npolicy = 'hash'\nhash-on = 'source'\nhash-seed = 9\nweights = [1, 4, 1]\n\
                      grace = 1\nstall-after = 0\nbacklog = 5\ncommand = ['/bin/sh', '-c', 'exit 1']";
         assert_eq!(
             told(WEB, after),
             [
                 "group web: listen 0.0.0.0:1 -> 0.0.0.0:2, by a new group in place of the old one",
                 "group web: workers 2 -> 3",
+                "group web: weights 1 -> 1,4",
                 "group web: policy hash on flow -> hash on source",
                 "group web: hash-seed 0 -> 9",
                 "group web: grace 30s -> 1s",

@@ -33,7 +33,6 @@ use super::{
     schema::{self, Wrong},
     values,
 };
-use crate::adopt;
 
 /// The largest file that is read. A thousand groups take a tenth of that.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -227,7 +226,7 @@ fn groups(value: &Spanned<DeValue<'_>>, wrong: &mut Vec<Wrong>) -> Vec<GroupSpec
     for (name, value) in in_order {
         let group = group(name, value, wrong);
         if let Some((spec, listen)) = group {
-            let overlaps = |other: &&(GroupSpec, Range<usize>)| adopt::overlaps(spec.listen, other.0.listen);
+            let overlaps = |other: &&(GroupSpec, Range<usize>)| spec.overlaps(&other.0);
             if let Some((other, _)) = groups.iter().find(overlaps) {
                 let GroupSpec { name, listen: taken, .. } = other;
                 let why = format!("listen: {} overlaps with {taken} of group {name}", spec.listen);

@@ -25,6 +25,9 @@ pub struct GroupFlags {
     /// How many workers to start, 1 to 1,024 [default: one a CPU, two at least]
     #[arg(long, value_name = "N", value_parser = values::workers)]
     workers: Option<u16>,
+    /// The weights of workers 0, 1, 2 and so on, 1 to 256 each; those that are not listed have 1
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::weight)]
+    weights: Vec<u16>,
     #[command(flatten)]
     steering: SteeringFlags,
     /// How long the workers may take to finish when the group ends
@@ -37,7 +40,7 @@ pub struct GroupFlags {
     #[arg(long, requires = "command")]
     self_bind: bool,
     /// Start no workers, and steer the processes that listen there: what the command adopt does
-    #[arg(long, conflicts_with_all = ["workers", "self_bind", "command"])]
+    #[arg(long, conflicts_with_all = ["workers", "weights", "self_bind", "command"])]
     adopt: bool,
     /// What each worker runs; it gets its listening socket as file descriptor 3, as from systemd [default: a
     /// built-in server for trying and testing]
@@ -52,17 +55,22 @@ impl GroupFlags {
     ///
     /// See [`SpecError`].
     pub fn spec(self, name: String) -> Result<GroupSpec, SpecError> {
-        let Self { listen, workers, steering, grace, backlog, self_bind, adopt, command } = self;
+        let Self { listen, workers, weights, steering, grace, backlog, self_bind, adopt, command } = self;
         if adopt {
             return steering.adopt(name, listen);
         }
         let SteeringFlags { policy, hash_on, hash_seed, stall_after, netns } = steering;
+        let workers = workers.unwrap_or_else(default_workers);
+        if weights.len() > usize::from(workers) {
+            return Err(SpecError::Weights { weights: weights.len(), workers });
+        }
         Ok(GroupSpec {
             name,
             listen,
             netns,
             sockets: if self_bind { Sockets::SelfBound } else { Sockets::HandedOver },
-            workers: workers.unwrap_or_else(default_workers),
+            workers,
+            weights: GroupSpec::only_needed(weights),
             policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
             command: WorkerCommand::find(&command).map_err(SpecError::Command)?,
             grace,
@@ -108,6 +116,7 @@ impl SteeringFlags {
             netns,
             sockets: Sockets::Adopted,
             workers: 0,
+            weights: Vec::new(),
             policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
             command: WorkerCommand::BuiltIn,
             grace: Duration::ZERO,
@@ -124,6 +133,14 @@ pub enum SpecError {
     /// The policy does not take this `--hash-on`.
     #[error("{0}")]
     HashOn(values::InvalidValue),
+    /// There are more weights than workers.
+    #[error("{weights} weights are too many for {workers} workers")]
+    Weights {
+        /// How many weights.
+        weights: usize,
+        /// How many workers.
+        workers: u16,
+    },
     /// There is no such command.
     #[error("cannot run the worker command: {0}")]
     Command(CommandNotFound),
@@ -134,6 +151,7 @@ impl SpecError {
     pub const fn setting(&self) -> &'static str {
         match self {
             Self::HashOn(_) => "hash-on",
+            Self::Weights { .. } => "weights",
             Self::Command(_) => "command",
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use clap::ValueEnum;
 
-use crate::policy::PolicySpec;
+use crate::{adopt, group::WorkerId, policy::PolicySpec};
 
 pub mod difference;
 pub mod file;
@@ -34,6 +34,8 @@ pub struct GroupSpec {
     pub sockets: Sockets,
     /// How many workers it has, 1 to [`MAX_WORKERS`]; 0 where others start them.
     pub workers: u16,
+    /// The weights of the first workers, the last of them not 1; all others have 1.
+    pub weights: Vec<u16>,
     /// The policy at the start.
     pub policy: PolicySpec,
     /// What each worker runs.
@@ -76,6 +78,25 @@ impl std::fmt::Display for Sockets {
             Self::SelfBound => "self-bound",
             Self::Adopted => "adopted",
         })
+    }
+}
+
+impl GroupSpec {
+    /// Whether the two groups would be in each other's way.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.netns == other.netns && adopt::overlaps(self.listen, other.listen)
+    }
+
+    /// The weight of a worker.
+    pub fn weight(&self, worker: WorkerId) -> u16 {
+        self.weights.get(usize::from(worker.0)).copied().unwrap_or(1)
+    }
+
+    /// Weights without the ones at the end, so that the same weights are always written alike.
+    pub fn only_needed(mut weights: Vec<u16>) -> Vec<u16> {
+        let needed = weights.iter().rposition(|weight| *weight != 1).map_or(0, |last| last + 1);
+        weights.truncate(needed);
+        weights
     }
 }
 

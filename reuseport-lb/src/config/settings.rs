@@ -25,12 +25,14 @@ pub enum Applies {
     NextStart,
     /// By a new group in the place of the old one, which finishes what it has.
     NewGroup,
+    /// It cannot change while the group runs.
+    Never,
 }
 
 impl GroupSpec {
     /// The settings, all but the name.
     pub fn settings(&self) -> Vec<Setting> {
-        use Applies::{NewGroup, NextStart, Now};
+        use Applies::{Never, NewGroup, NextStart, Now};
 
         // Taken apart, so that a further setting is not forgotten here.
         let Self {
@@ -39,6 +41,7 @@ impl GroupSpec {
             netns,
             sockets,
             workers,
+            weights,
             policy,
             command,
             grace,
@@ -46,12 +49,15 @@ impl GroupSpec {
             stall_after,
             hash_seed,
         } = self;
+        let weights = if weights.is_empty() { &[1] } else { &weights[..] };
+        let weights: Vec<_> = weights.iter().map(ToString::to_string).collect();
         let duration = |duration| humantime::format_duration(duration).to_string();
         [
             ("listen", listen.to_string(), NewGroup),
             ("workers", workers.to_string(), Now),
+            ("weights", weights.join(","), Now),
             ("policy", policy.to_string(), Now),
-            ("hash-seed", hash_seed.to_string(), Now),
+            ("hash-seed", hash_seed.to_string(), Never),
             ("grace", duration(*grace), Now),
             ("stall-after", duration(*stall_after), Now),
             ("backlog", backlog.to_string(), Now),

@@ -52,6 +52,55 @@ pub fn control_path(named: Option<PathBuf>) -> PathBuf {
     named.unwrap_or_else(|| Path::new(control::DEFAULT_PATH).to_owned())
 }
 
+/// A source, and what it gave when the daemon was started.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    source: Source,
+    daemon: Vec<(&'static str, String)>,
+}
+
+/// Why a file gives no other groups for a daemon that runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// There is no configuration in it.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The daemon's own settings are others.
+    #[error("{}: {name} {from} -> {to}: that needs a restart of the daemon", path.display())]
+    Fixed {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        name: &'static str,
+        /// The value that it has.
+        from: String,
+        /// The value in the file.
+        to: String,
+    },
+}
+
+impl Configured {
+    /// A daemon that runs what `source` gave.
+    pub fn new(source: Source, loaded: &Loaded) -> Self {
+        Self { source, daemon: loaded.daemon_settings() }
+    }
+
+    /// The groups that the file describes now.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReloadError`].
+    pub fn read_again(&self) -> Result<Vec<GroupSpec>, ReloadError> {
+        let loaded = self.source.load()?;
+        let mut settings = self.daemon.iter().zip(loaded.daemon_settings());
+        if let Some(((name, from), (_, to))) = settings.find(|((_, from), (_, to))| from != to) {
+            let (path, from) = (self.source.path.clone(), from.clone());
+            return Err(ReloadError::Fixed { path, name, from, to });
+        }
+        Ok(loaded.groups)
+    }
+}
+
 impl Loaded {
     /// The settings of the daemon itself, each with its name and its value as it is shown.
     pub fn daemon_settings(&self) -> Vec<(&'static str, String)> {

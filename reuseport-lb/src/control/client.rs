@@ -19,8 +19,8 @@ use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 use crate::{
     control::{
-        DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, OperationStatus, RestartRequest, ScaleRequest,
-        Status, WeightRequest, WorkerStatus,
+        DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, OperationStatus, ReloadRequest, ReloadStatus,
+        RestartRequest, ScaleRequest, Status, WeightRequest, WorkerStatus,
     },
     group::WorkerId,
     policy::PolicySpec,
@@ -128,6 +128,11 @@ impl Client {
     pub async fn set_policy(&self, group: Option<&str>, policy: PolicySpec) -> Result<GroupStatus, Error> {
         let group = group.unwrap_or(ONLY_GROUP);
         self.ask(Method::PUT, &format!("/v1/groups/{group}/policy"), Some(&policy)).await
+    }
+
+    /// Makes the daemon run what its configuration file says now.
+    pub async fn reload(&self, request: ReloadRequest) -> Result<ReloadStatus, Error> {
+        self.ask(Method::POST, "/v1/reload", Some(&request)).await
     }
 
     /// Gives a worker no new connection from now on.

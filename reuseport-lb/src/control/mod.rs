@@ -10,13 +10,14 @@
 //! | `PUT /v1/groups/{group}/workers/{id}/weight` | [`WeightRequest`] | [`WorkerStatus`] |
 //! | `POST /v1/groups/{group}/restart` | [`RestartRequest`] | [`OperationStatus`]; it has begun |
 //! | `PUT /v1/groups/{group}/scale` | [`ScaleRequest`] | [`OperationStatus`]; it has begun |
+//! | `POST /v1/reload` | [`ReloadRequest`] | [`ReloadStatus`] |
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
 //! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
 //!
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
 //! (malformed), 403 (not for this user), 404 (no such group, worker or route), 405 (not this method), 408 (the body did
-//! not come in time), 409 (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain`
-//! or `restart` means the default.
+//! not come in time), 409 (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain`,
+//! `restart` or `reload` means the default.
 
 use std::{fmt, net::SocketAddr};
 
@@ -24,6 +25,7 @@ use reuseport_lb_ebpf::outcome::{self, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::difference::Change,
     group::{Kind, Stage, WorkerId, WorkerState},
     policy::PolicySpec,
 };
@@ -53,6 +55,9 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// The groups.
     pub groups: Vec<GroupStatus>,
+    /// Groups that a reload has removed or replaced, and that finish what they have. A name may be that of a group.
+    #[serde(default)]
+    pub leaving: Vec<GroupStatus>,
 }
 
 /// One group.
@@ -140,6 +145,23 @@ pub struct FailedWorker {
     pub worker: WorkerId,
     /// Why.
     pub reason: String,
+}
+
+/// Asks for the configuration file to be read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReloadRequest {
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// What was different.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// Whether nothing was changed, since that was asked for.
+    pub dry_run: bool,
+    /// What was changed, or would be.
+    pub changes: Vec<Change>,
 }
 
 /// The protocol of a group.

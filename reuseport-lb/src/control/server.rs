@@ -33,8 +33,8 @@ pub use super::socket::{BindError, ControlSocket, bind};
 use crate::{
     config::values,
     control::{
-        DrainRequest, ErrorBody, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, Status,
-        WeightRequest, WorkerStatus, metrics,
+        DrainRequest, ErrorBody, GroupStatus, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
+        ScaleRequest, Status, WeightRequest, WorkerStatus, metrics,
     },
     daemon::{self, Handle, RequestError},
     group::{WEIGHT_RANGE, WorkerId},
@@ -154,6 +154,7 @@ fn router(handle: Handle) -> Router {
         .route("/v1/groups/{group}/workers/{id}/weight", put(set_weight))
         .route("/v1/groups/{group}/restart", post(restart))
         .route("/v1/groups/{group}/scale", put(scale))
+        .route("/v1/reload", post(reload))
         .route("/v1/shutdown", post(shutdown))
         .route("/metrics", get(metrics::metrics))
         .fallback(no_route)
@@ -241,6 +242,11 @@ async fn set_weight(
         return Err(ApiError::malformed(format!("weight {weight} cannot be: a weight is {low} to {high}")));
     }
     Ok(Json(daemon.ask(|reply| daemon::Request::SetWeight(group, id, weight, reply)).await?))
+}
+
+async fn reload(State(daemon): State<Handle>, request: Request) -> Result<Json<ReloadStatus>, ApiError> {
+    let request: ReloadRequest = read_optional_json(request).await?;
+    Ok(Json(daemon.ask(|reply| daemon::Request::Reload(request, reply)).await?))
 }
 
 async fn shutdown(State(daemon): State<Handle>) -> Result<StatusCode, ApiError> {
@@ -446,6 +452,9 @@ mod tests {
             ("GET", "/v2/status", b"", 404),
             ("POST", "/v1/status", b"", 405),
             ("GET", "/v1/shutdown", b"", 405),
+            ("GET", "/v1/reload", b"", 405),
+            ("POST", "/v1/reload", br#"{"dry_run":1}"#, 400),
+            ("POST", "/v1/reload", br#"{"now":true}"#, 400),
             ("PUT", policy, b"", 400),
             ("PUT", policy, b"{", 400),
             ("PUT", policy, b"[]", 400),

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::{
+    config::{difference::Change, settings::Applies},
     control::{
         AtWorker, Connections, DrainRequest, FailedWorker, GroupStatus, Mode, OperationState,
-        OperationStatus, Outcomes, Protocol, RestartRequest, ScaleRequest, Stalls, Status, WorkerStatus,
-        access::Access, client::Client, server,
+        OperationStatus, Outcomes, Protocol, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest,
+        Stalls, Status, WorkerStatus, access::Access, client::Client, server,
     },
     daemon::{GroupName, Handle, Request, RequestError},
     group::{Kind, Stage, WorkerId, WorkerState},
@@ -96,6 +97,7 @@ pub(crate) fn status() -> Status {
         version: "0.1.0".into(),
         pid: std::process::id(),
         uptime_seconds: 1.5,
+        leaving: vec![],
         groups: vec![GroupStatus {
             name: "default".into(),
             protocol: Protocol::Tcp,
@@ -148,11 +150,30 @@ impl State {
                     worker.clone()
                 })));
             }
+            Request::Reload(request, reply) => drop(reply.send(Ok(self.reload(request)))),
             Request::Shutdown(reply) => {
                 drop(reply.send(Ok(())));
                 drop(self.shut_down.take());
             }
         }
+    }
+
+    /// In its file, the first group has policy random.
+    fn reload(&mut self, ReloadRequest { dry_run }: ReloadRequest) -> ReloadStatus {
+        let random = PolicySpec { name: Policy::Random, hash_on: HashOn::Flow };
+        let group = &mut self.status.groups[0];
+        let change = |from: PolicySpec| Change::Set {
+            group: group.name.clone(),
+            setting: "policy".into(),
+            from: from.to_string(),
+            to: random.to_string(),
+            applies: Applies::Now,
+        };
+        let changes = if group.policy == random { vec![] } else { vec![change(group.policy)] };
+        if !dry_run {
+            group.policy = random;
+        }
+        ReloadStatus { dry_run, changes }
     }
 
     /// Time passes with each look at the status: a draining worker loses a connection, and ends when it was told to.

@@ -28,9 +28,15 @@ impl Listener {
             socket.set_only_v6(!ip.is_unspecified())?;
         }
         socket.bind(&address.into())?;
-        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
         let cookie = rustix::net::sockopt::socket_cookie(&socket)?;
-        Ok(Self { socket, cookie })
+        let listener = Self { socket, cookie };
+        listener.set_backlog(backlog)?;
+        Ok(listener)
+    }
+
+    /// Listens with an accept queue of this length. What is in the queue stays.
+    pub(super) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        self.socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))
     }
 
     /// The kernel's name for the socket.

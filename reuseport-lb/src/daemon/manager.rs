@@ -58,7 +58,6 @@ impl Manager {
     }
 
     /// The configuration is about to be read again. [`update`](Self::update) tells the end of it.
-    #[expect(dead_code, reason = "for the reload of the configuration, which calls this first")]
     pub(super) fn reloading(&mut self) {
         if !self.present {
             return;

@@ -11,7 +11,8 @@ pub use start::{GroupError, Options, Settings, StartError, check, start};
 
 use crate::{
     control::{
-        DrainRequest, GroupStatus, OperationStatus, RestartRequest, ScaleRequest, Status, WorkerStatus,
+        DrainRequest, GroupStatus, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
+        ScaleRequest, Status, WorkerStatus,
     },
     group::{Refusal, WorkerId},
     policy::PolicySpec,
@@ -24,6 +25,7 @@ mod manager;
 mod owner;
 mod owners;
 mod process;
+mod reload;
 mod runner;
 mod socket;
 mod start;
@@ -48,8 +50,19 @@ pub enum Request {
     Scale(GroupName, ScaleRequest, Reply<OperationStatus>),
     /// Another weight for a worker.
     SetWeight(GroupName, WorkerId, u16, Reply<WorkerStatus>),
+    /// The configuration file is read again.
+    Reload(ReloadRequest, Reply<ReloadStatus>),
     /// The daemon ends, as on SIGTERM. Answered at once.
     Shutdown(Reply<()>),
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// The end.
+    Stop,
+    /// That the configuration file is read again.
+    Reload,
 }
 
 /// The group that a request means: its name, or none for the only one there is.

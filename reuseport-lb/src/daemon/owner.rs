@@ -2,22 +2,33 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
 use super::{
-    GroupName, Reply, Request, RequestError,
+    GroupName, Reply, Request, RequestError, Settings, Signal,
     events::{Event, EventQueue, Key},
     manager::Manager,
     runner::Runner,
 };
-use crate::{control::Status, group::WorkerId, worker::descriptors::OpenFiles};
+use crate::{
+    config::source::Configured,
+    control::{ReloadRequest, Status},
+    group::WorkerId,
+    worker::descriptors::OpenFiles,
+};
 
 /// The daemon, with everything it owns.
 pub struct Daemon {
+    /// The groups there are, by name.
     pub(super) groups: BTreeMap<String, Runner>,
+    /// Groups that have been removed or replaced, until they have finished.
+    pub(super) leaving: Vec<Runner>,
+    pub(super) configured: Option<Configured>,
+    pub(super) settings: Arc<Settings>,
     pub(super) events: EventQueue,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) open_files: OpenFiles,
@@ -37,22 +48,42 @@ impl Daemon {
 
     /// Runs until it has been told to end and everything has ended.
     ///
-    /// The first message on `stop` ends the workers in peace, within their groups' grace periods; the second at once.
-    pub async fn run(mut self, mut stop: mpsc::Receiver<()>) {
+    /// The first [`Signal::Stop`] ends the workers in peace, within their groups' grace periods; the second at once.
+    pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
         self.report();
-        while !(self.ending && self.groups.values().all(Runner::is_gone)) {
-            let groups = self.groups.values().filter_map(Runner::next_wake);
+        while !(self.ending && self.all_groups().all(Runner::is_gone)) {
+            let groups = self.all_groups().filter_map(Runner::next_wake);
             let wake = groups.chain(self.manager.next_wake()).min();
             tokio::select! {
                 Some(request) = self.requests.recv() => self.answer(request),
                 Some((key, event)) = self.events.next() => self.happened(key, event),
-                Some(()) = stop.recv() => self.end(),
+                Some(signal) = signals.recv() => self.signalled(signal),
                 () = sleep_until(wake) => {}
             }
             self.advance();
             self.report();
         }
         tracing::info!("all workers have ended");
+    }
+
+    fn signalled(&mut self, signal: Signal) {
+        match signal {
+            Signal::Stop => self.end(),
+            Signal::Reload if self.configured.is_none() => {
+                tracing::info!("SIGHUP ignored: the daemon was started without --config");
+            }
+            // The log tells what came of it.
+            Signal::Reload => drop(self.reload(false)),
+        }
+    }
+
+    /// The groups there are, and those that leave.
+    pub(super) fn all_groups(&self) -> impl Iterator<Item = &Runner> {
+        self.groups.values().chain(&self.leaving)
+    }
+
+    fn all_groups_mut(&mut self) -> impl Iterator<Item = &mut Runner> {
+        self.groups.values_mut().chain(&mut self.leaving)
     }
 
     /// Tells the service manager how things are.
@@ -80,24 +111,29 @@ impl Daemon {
 
     /// Ends: in peace the first time, at once when asked again.
     fn end(&mut self) {
-        let grace = self.groups.values().map(Runner::grace).max().unwrap_or_default();
+        let grace = self.all_groups().map(Runner::grace).max().unwrap_or_default();
         self.manager.stopping(if self.ending { Duration::ZERO } else { grace });
-        for runner in self.groups.values_mut() {
-            runner.end(self.ending);
+        let at_once = self.ending;
+        for runner in self.all_groups_mut() {
+            runner.end(at_once);
         }
         self.ending = true;
     }
 
     fn happened(&mut self, key: Key, event: Event) {
         // What a group leaves behind when it goes may still report.
-        if let Some(runner) = self.groups.values_mut().find(|runner| runner.key() == key) {
+        if let Some(runner) = self.all_groups_mut().find(|runner| runner.key() == key) {
             runner.happened(event);
         }
     }
 
     pub(super) fn advance(&mut self) {
-        for runner in self.groups.values_mut() {
+        for runner in self.all_groups_mut() {
             runner.advance();
+        }
+        // With a group go its programs, maps and pins.
+        for gone in self.leaving.extract_if(.., |runner| runner.is_gone()) {
+            tracing::info!(group = gone.spec.name, "the group has gone");
         }
     }
 
@@ -131,6 +167,7 @@ impl Daemon {
             Request::SetWeight(group, id, weight, reply) => {
                 send(reply, self.changeable(&group).and_then(|runner| runner.set_weight(id, weight)));
             }
+            Request::Reload(ReloadRequest { dry_run }, reply) => send(reply, self.reload(dry_run)),
             Request::Shutdown(reply) => {
                 self.end();
                 send(reply, Ok(()));
@@ -141,16 +178,17 @@ impl Daemon {
     /// More workers need more descriptors.
     fn raise_limit(&self) {
         let workers = |runner: &Runner| u16::try_from(runner.group.workers().count()).unwrap_or(u16::MAX);
-        self.open_files.raise(self.groups.values().map(workers));
+        self.open_files.raise(self.all_groups().map(workers));
     }
 
     fn status(&mut self) -> Result<Status, RequestError> {
-        self.groups.values_mut().for_each(Runner::see_owners);
+        self.all_groups_mut().for_each(Runner::see_owners);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             groups: self.groups.values().map(Runner::status).collect::<Result<_, _>>()?,
+            leaving: self.leaving.iter().map(Runner::status).collect::<Result<_, _>>()?,
         })
     }
 

@@ -1,6 +1,9 @@
 //! A worker's listening socket: one that the daemon made, or one that it found in another process.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use tokio::task::AbortHandle;
 
@@ -54,6 +57,14 @@ impl AsFd for Handle<'_> {
 }
 
 impl Socket {
+    /// Listens with an accept queue of this length, where the daemon made it.
+    pub(super) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+        match self {
+            Self::Made(listener) => listener.set_backlog(backlog),
+            Self::Found(_) => Ok(()),
+        }
+    }
+
     /// The kernel's name for the socket.
     pub(super) const fn cookie(&self) -> u64 {
         match self {

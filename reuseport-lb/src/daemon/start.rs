@@ -13,9 +13,9 @@ use super::{
 use crate::{
     adopt,
     chain::chain,
-    config::{BpfLogLevel, GroupSpec, Sockets},
+    config::{BpfLogLevel, GroupSpec, Sockets, source::Configured},
     datapath::{self, Applied, KernelDatapath, Missing},
-    group::{Group, Supervision, WorkerId},
+    group::{Group, Refusal, Supervision, WorkerId},
     netns::Netns,
     worker::descriptors::OpenFiles,
 };
@@ -25,6 +25,8 @@ use crate::{
 pub struct Options {
     /// The groups. Each has a name of its own.
     pub groups: Vec<GroupSpec>,
+    /// The file that describes them, if one does.
+    pub configured: Option<Configured>,
     /// What holds for all of them.
     pub settings: Settings,
 }
@@ -93,6 +95,9 @@ pub enum GroupError {
     /// The sockets of the host could not be listed.
     #[error("cannot list the listening sockets")]
     Sockets(#[source] io::Error),
+    /// A worker cannot have its weight.
+    #[error("weights")]
+    Weights(#[source] Refusal),
     /// The kernel refused a part of the datapath.
     #[error("cannot set up the datapath")]
     Datapath(#[from] datapath::Error),
@@ -121,6 +126,18 @@ pub(super) fn explain(error: &io::Error) -> String {
 ///
 /// [`GroupError::Missing`]: it cannot.
 pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
+    for missing in possible(groups)? {
+        tracing::warn!("{missing}");
+    }
+    Ok(())
+}
+
+/// What is missing, and makes the groups worse than they could be.
+///
+/// # Errors
+///
+/// [`GroupError::Missing`]: it makes them impossible.
+pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError> {
     let missing = datapath::check_requirements();
     for GroupSpec { name, policy, sockets, .. } in groups {
         // Without BTF no program tells of sockets that come and go.
@@ -134,10 +151,7 @@ pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
             return Err(StartError { group: name.clone(), why: GroupError::Missing(missing.clone()) });
         }
     }
-    for missing in missing {
-        tracing::warn!("{missing}");
-    }
-    Ok(())
+    Ok(missing)
 }
 
 /// Makes the groups, all of them or none, and starts their workers: when this returns, they take connections.
@@ -148,7 +162,7 @@ pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
 ///
 /// See [`StartError`]; nothing is left behind then.
 pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
-    let Options { groups: specs, settings } = options;
+    let Options { groups: specs, configured, settings } = options;
     let settings = Arc::new(settings);
     let open_files = OpenFiles::now();
     open_files.raise(specs.iter().map(|spec| spec.workers));
@@ -163,6 +177,9 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {
         groups,
+        leaving: Vec::new(),
+        configured,
+        settings,
         events,
         requests,
         open_files,
@@ -198,7 +215,11 @@ impl Runner {
             Sockets::HandedOver | Sockets::SelfBound => {
                 let supervision =
                     Supervision { self_bound: spec.sockets == Sockets::SelfBound, ..Supervision::default() };
-                Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now)
+                let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now);
+                for id in (0..spec.workers).map(WorkerId) {
+                    group.set_weight(id, spec.weight(id)).map_err(GroupError::Weights)?;
+                }
+                group
             }
         };
         let mut runner = Self {
@@ -268,7 +289,7 @@ impl Runner {
 }
 
 /// Sees whether somebody else is in the way, or has what is to be adopted.
-fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<(), GroupError> {
+pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<(), GroupError> {
     let listen = spec.listen;
     let within = |error| GroupError::Sockets(error);
     if spec.sockets != Sockets::Adopted {

@@ -271,6 +271,24 @@ impl Group {
         }
     }
 
+    /// The group goes: no new connections, and each worker ends once its connections are done, or after `grace`; it
+    /// then has that time once more until it is killed.
+    pub fn leave(&mut self, grace: Duration, now: Instant) {
+        self.abandon_operation(now);
+        if self.policy == Policy::Kernel {
+            // The kernel's own hash would go on giving new connections to workers that end. Any program refuses them.
+            self.policy = Policy::Hash;
+        }
+        for worker in self.workers.values_mut() {
+            worker.wish = Wish::Stop { at: now + grace, timeout: grace };
+        }
+    }
+
+    /// Another time after which a worker that takes nothing is passed over.
+    pub const fn set_stall_after(&mut self, stall_after: Duration) {
+        self.stall_after = stall_after;
+    }
+
     /// Whether no process runs and no socket is open any more.
     pub fn is_gone(&self) -> bool {
         self.released

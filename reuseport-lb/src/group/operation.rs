@@ -236,6 +236,16 @@ impl Group {
         Ok(self.operation.insert(operation).id)
     }
 
+    /// How many workers there are to be: all but those that leave for good.
+    pub fn size(&self) -> u16 {
+        let going = |id: &WorkerId| {
+            let stage = self.operation.as_ref().and_then(|operation| operation.under_way.get(id));
+            stage == Some(&Stage::Going)
+        };
+        let staying = self.workers.keys().filter(|id| !going(id)).count();
+        u16::try_from(staying).unwrap_or(super::MAX_WORKERS)
+    }
+
     fn new_operation(
         &self,
         kind: Kind,

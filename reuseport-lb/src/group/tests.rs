@@ -362,3 +362,27 @@ fn what_a_worker_says_fits_a_line_and_ends_with_it() {
     group.notified(WorkerId(0), say("from the grave"), now);
     assert_eq!(said(&group), None);
 }
+
+#[test]
+fn a_group_that_leaves_refuses_new_connections_and_finishes_the_open_ones() {
+    let now = Instant::now();
+    for name in [Policy::ConsistentHash, Policy::Kernel] {
+        let mut group = running(2, now);
+        group.set_policy(policy(name)).unwrap();
+        group.leave(SECOND, now);
+        let desired = group.desired();
+        assert!(desired.refuse && desired.members.is_empty(), "{desired:?}");
+        assert_ne!(group.policy().name, Policy::Kernel, "the kernel's hash cannot refuse");
+        assert_eq!(carry_out(&mut group, now, |_| BUSY), [], "{name}");
+        assert_eq!(states(&group), [WorkerState::Draining; 2]);
+        // One is done early, the other one runs out of time.
+        let look = |id| if id == WorkerId(0) { IDLE } else { BUSY };
+        assert_eq!(carry_out(&mut group, now, look), [Action::Terminate(WorkerId(0))]);
+        group.ended(WorkerId(0), String::new(), vec![], now);
+        assert_eq!(carry_out(&mut group, now, look), [Action::Close(WorkerId(0))]);
+        assert_eq!(carry_out(&mut group, now + SECOND, look), [Action::Terminate(WorkerId(1))]);
+        group.ended(WorkerId(1), String::new(), vec![], now + SECOND);
+        assert_eq!(carry_out(&mut group, now + SECOND, look), [Action::Close(WorkerId(1))]);
+        assert!(group.is_gone());
+    }
+}

@@ -74,6 +74,9 @@ fn flags_and_file_give_the_same_group() {
         (vec!["--grace=1m 30s", "--stall-after=0"], "grace = '1m 30s'\nstall-after = 0"),
         (vec!["--grace=90", "--backlog=17"], "grace = 90\nbacklog = 17"),
         (vec!["--", "sh", "-c", "--x y", ""], "command = ['sh', '-c', '--x y', '']"),
+        (vec!["--workers=4", "--weights=1,2,5"], "workers = 4\nweights = [1, 2, 5]"),
+        (vec!["--workers=4", "--weights", "3"], "workers = 4\nweights = 3"),
+        (vec!["--workers=4", "--weights=1,1"], "workers = 4"),
         (vec!["--", "sh", "1"], "command = ['sh', 1]"),
     ] {
         let words = line.iter().map(OsString::from);
@@ -113,6 +116,11 @@ fn what_is_wrong_is_told_with_its_place() {
         ("[groups.web]\nworkers = 5000", "2:11: workers: too high: a group has 1 to 1,024 workers"),
         ("[groups.web]\nworkers = 1.5", "2:11: workers: not a whole number: a group has 1 to 1,024 workers"),
         ("[groups.web]\nlisten = '127.0.0.1'", "2:10: listen: the port is missing: write 127.0.0.1:8080"),
+        (
+            "[groups.web]\nweights = [1, 0]",
+            "2:15: weights: too low: a weight is 1 to 256; to take a worker out, use drain",
+        ),
+        ("[groups.web]\nworkers = 1\nweights = [1, 2]", "3:11: 2 weights are too many for 1 workers"),
         ("[groups.web]\nbacklog = 0", "2:11: backlog: 0 is not in 1..=2147483647"),
         (
             "[groups.web]\ngrace = 'soon'",
@@ -208,6 +216,19 @@ fn a_file_that_cannot_be_read_is_named() {
         "{path}:1:1: unknown key 'x'; known are daemon, groups (and 2 more; `reuseport-lb check {path}` shows all)"
     );
     assert_eq!(told, expected);
+}
+
+/// The example of the manual, as it stands there and with all that is commented out in it.
+#[test]
+fn the_example_of_the_manual_is_valid() {
+    let manual = include_str!("../../../../docs/OPERATIONS.md");
+    let (_, rest) = manual.split_once("```toml\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    assert_eq!(groups(example).len(), 2, "{example}");
+    let everything = example.replace("\n#command = [\"/usr/bin/gunicorn\"", "\ncommand = [\"sh\"");
+    assert_ne!(everything, example);
+    let web = groups(&everything).pop().expect("two groups");
+    assert_eq!((&*web.name, web.command.to_string().ends_with("sh app:app")), ("web", true), "{web:?}");
 }
 
 /// A change of a few bytes in a valid file.

@@ -260,3 +260,16 @@ fn it_ends_with_the_group() {
     turn(&mut group, now);
     assert!(group.is_gone());
 }
+
+#[test]
+fn the_size_is_that_which_is_wanted_from_the_first_moment() {
+    let now = Instant::now();
+    let mut group = ready(3, now);
+    assert_eq!(group.size(), 3);
+    group.scale(1, SECOND, now).unwrap();
+    assert_eq!((group.size(), group.workers().count()), (1, 3));
+    turn(&mut group, now);
+    assert_eq!((group.size(), group.workers().count()), (1, 1));
+    group.scale(4, SECOND, now).unwrap();
+    assert_eq!(group.size(), 4);
+}

@@ -1,0 +1,412 @@
+//! A configuration file that is read again: the difference is applied, all of it or nothing, and no connection fails.
+
+use std::{fs, net::TcpListener, sync::Arc};
+
+use reuseport_lb::{
+    control::{GroupStatus, OperationState, ReloadStatus, Status, WorkerStatus},
+    group::{WorkerId, WorkerState},
+    policy::Policy,
+};
+use reuseport_lb_tests::{
+    Client, Daemon, GroupExt, Launch, Load, Netns, Output, connections, eventually, in_netns, run,
+    status::tally,
+};
+use rustix::process::Signal;
+
+const WEB: &str = r#"
+[groups.web]
+listen = "127.0.0.1:8080"
+workers = 3
+policy = "round-robin"
+stall-after = 0
+"#;
+
+const API: &str = r#"
+[groups.api]
+listen = "127.0.0.1:8081"
+workers = 2
+policy = "least-loaded"
+stall-after = 0
+"#;
+
+fn client(port: u16) -> Client {
+    Client::of(([127, 0, 0, 1], port).into())
+}
+
+fn both() -> String {
+    format!("{WEB}{API}")
+}
+
+async fn start(netns: &Arc<Netns>) -> Daemon {
+    Launch::config(&both()).start(netns).await
+}
+
+/// What must not change when nothing is changed: everything but the counters.
+fn shape(status: &Status) -> Vec<String> {
+    let worker =
+        |worker: &WorkerStatus| format!("{} {:?} {} {}", worker.id, worker.pid, worker.state, worker.weight);
+    let groups = status.groups.iter().map(|group| {
+        let workers: Vec<_> = group.workers.iter().map(worker).collect();
+        format!("{} {} {} {workers:?}", group.name, group.listen, group.policy)
+    });
+    groups.chain(status.leaving.iter().map(|group| format!("{} leaves", group.name))).collect()
+}
+
+fn pids(status: &Status, group: &str) -> Vec<u32> {
+    let group = status.groups.iter().find(|found| found.name == group).expect("the group");
+    group.workers.iter().filter_map(|worker| worker.pid).collect()
+}
+
+async fn all_active(daemon: &Daemon) -> Status {
+    eventually("all workers are active, and nothing leaves", async || {
+        let status = daemon.status().await;
+        let done = status.groups.iter().all(GroupExt::all_active) && status.leaving.is_empty();
+        if done { Ok(status) } else { Err(format!("{status:#?}\n{daemon}")) }
+    })
+    .await
+}
+
+/// Waits until no group is in the middle of a change of the number of its workers.
+async fn operations_done(daemon: &Daemon) {
+    eventually("no operation is under way", async || {
+        let groups = daemon.status().await.groups;
+        let running = |group: &GroupStatus| {
+            group.operation.as_ref().is_some_and(|operation| operation.state == OperationState::Running)
+        };
+        if groups.iter().any(running) { Err(format!("{groups:#?}")) } else { Ok(()) }
+    })
+    .await;
+}
+
+fn refused(output: &Output, expected: &str) {
+    assert_eq!(output.status.code(), Some(1), "{output}");
+    assert!(output.stderr.contains(expected), "“{expected}” is missing\n{output}");
+    assert_eq!(output.stderr.lines().count(), 1, "{output}");
+}
+
+/// The listening sockets of the namespace, one a line.
+async fn listening() -> String {
+    run(&["ss", "--listening", "--tcp", "--numeric", "--no-header"]).await.succeeded().stdout
+}
+
+#[test]
+fn the_difference_is_applied_under_load_and_nothing_else() {
+    in_netns(async |netns| {
+        let daemon = start(&netns).await;
+        let loads = [Load::start(&client(8080), 8), Load::start(&client(8081), 8)];
+        for load in &loads {
+            load.more(100).await;
+        }
+        let before = daemon.status().await;
+
+        daemon.configure(
+            r#"
+            [groups.web]
+            listen = "127.0.0.1:8080"
+            workers = 5
+            weights = [1, 1, 1, 4]
+            policy = "consistent-hash"
+            stall-after = 0
+            backlog = 512
+            grace = "5s"
+
+            [groups.api]
+            listen = "127.0.0.1:8081"
+            workers = 2
+            policy = "least-loaded"
+            stall-after = 0
+
+            [groups.more]
+            listen = "127.0.0.1:8082"
+            workers = 1
+            "#,
+        );
+        let expected = [
+            "group web: workers 3 -> 5",
+            "group web: weights 1 -> 1,1,1,4",
+            "group web: policy round-robin -> consistent-hash on flow",
+            "group web: grace 30s -> 5s",
+            "group web: backlog 4096 -> 512",
+            "group more: added on 127.0.0.1:8082 with 1 workers",
+        ];
+        let told = daemon.tell(&["reload", "--dry-run"]).await.stdout;
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(shape(&daemon.status().await), shape(&before), "a dry run changes nothing");
+
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+        let after = all_active(&daemon).await;
+        let [api, more, web] = after.groups.as_slice() else { panic!("{after:#?}") };
+        assert_eq!((web.policy.name, web.workers.len()), (Policy::ConsistentHash, 5));
+        let weights: Vec<_> = web.workers.iter().map(|worker| worker.weight).collect();
+        assert_eq!(weights, [1, 1, 1, 4, 1]);
+        assert_eq!((more.workers.len(), api.workers.len()), (1, 2));
+        // Who was there is there still.
+        assert_eq!(pids(&after, "web")[..3], pids(&before, "web")[..]);
+        assert_eq!(pids(&after, "api"), pids(&before, "api"));
+        let queue = listening().await;
+        let mut of_web = queue.lines().filter(|line| line.contains(":8080"));
+        assert!(of_web.all(|line| line.split_whitespace().nth(2) == Some("512")), "{queue}");
+
+        // The new workers take part, and the new group serves.
+        eventually("the new workers are picked", async || {
+            let web = daemon.group_named("web").await;
+            let picked = web.selected().iter().all(|count| *count > 0);
+            if picked { Ok(()) } else { Err(format!("{web:#?}")) }
+        })
+        .await;
+        connections(&client(8082), 20, 2).await.assert_nothing_failed();
+        assert_eq!(daemon.group_named("more").await.outcomes.selected, 20);
+        assert_eq!(daemon.tell(&["reload"]).await.stdout, "nothing to change\n");
+        operations_done(&daemon).await;
+
+        // And back, with one worker less than at first.
+        daemon.configure(&both().replace("workers = 3", "workers = 2"));
+        daemon.tell(&["reload"]).await;
+        let after = all_active(&daemon).await;
+        eventually("the workers that are too many have gone", async || {
+            let web = daemon.group_named("web").await;
+            if web.workers.len() == 2 { Ok(()) } else { Err(format!("{web:#?}")) }
+        })
+        .await;
+        assert_eq!(after.groups.len(), 2, "{after:#?}");
+        assert_eq!(pids(&daemon.status().await, "web")[..], pids(&before, "web")[..2]);
+        for load in loads {
+            load.more(100).await;
+            load.stop().await.assert_nothing_failed();
+        }
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_group_that_is_removed_finishes_its_connections() {
+    in_netns(async |netns| {
+        let daemon = start(&netns).await;
+        let load = Load::start(&client(8080), 4);
+        let (mut held, answer) = client(8081).hold().await.expect("a connection");
+        let pins = |daemon: &Daemon| fs::read_dir(daemon.pins()).expect("pins").count();
+        assert_eq!(pins(&daemon), 2);
+
+        daemon.configure(WEB);
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(told, "group api: removed from 127.0.0.1:8081\n");
+        let status = daemon.status().await;
+        assert_eq!(status.groups.len(), 1, "{status:#?}");
+        assert_eq!(status.leaving.first().map(|group| &*group.name), Some("api"), "{status:#?}");
+        assert!(daemon.tell(&["status"]).await.stdout.contains("api · 127.0.0.1:8081"));
+        // It takes nothing new, by the program and not by chance; what is open goes on.
+        client(8081).ask("/").await.expect_err("a removed group");
+        let leaving = daemon.status().await.leaving.remove(0);
+        assert!(leaving.outcomes.dropped > 0, "{leaving:#?}");
+        assert_eq!(held.ask("/").await.expect("an answer"), answer);
+        // No command reaches it, and its address is not free yet.
+        refused(&daemon.cli(&["policy", "hash", "--group", "api"]).await, "there is no group api");
+        daemon.configure(&both());
+        refused(&daemon.cli(&["reload"]).await, "127.0.0.1:8081 is still group api's");
+
+        drop(held);
+        eventually("it is gone", async || {
+            let status = daemon.status().await;
+            if status.leaving.is_empty() { Ok(()) } else { Err(format!("{:#?}", status.leaving)) }
+        })
+        .await;
+        assert_eq!(pins(&daemon), 1);
+        TcpListener::bind("127.0.0.1:8081").expect("the address is free again");
+        daemon.tell(&["reload"]).await;
+        all_active(&daemon).await;
+        connections(&client(8081), 20, 2).await.assert_nothing_failed();
+        load.stop().await.assert_nothing_failed();
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn another_address_is_served_before_the_old_one_is_given_up() {
+    in_netns(async |netns| {
+        let daemon = start(&netns).await;
+        let (mut held, answer) = client(8080).hold().await.expect("a connection");
+        daemon.configure(&both().replace(":8080", ":9090"));
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(
+            told,
+            "group web: listen 127.0.0.1:8080 -> 127.0.0.1:9090, by a new group in place of the old one\n"
+        );
+        // At once, not when all workers run: connections wait for them.
+        connections(&client(9090), 30, 3).await.assert_nothing_failed();
+        assert_eq!(daemon.group_named("web").await.outcomes.selected, 30);
+        assert_eq!(held.ask("/").await.expect("an answer"), answer);
+        drop(held);
+        all_active(&daemon).await;
+        client(8080).ask("/").await.expect_err("the old address");
+        daemon.stop().await;
+    });
+}
+
+/// Each failure comes last, after something else has been done that has to be taken back.
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    in_netns(async |netns| {
+        // Enough descriptors for what runs, and not for many workers more.
+        let limited = ["sh", "-c", "ulimit -n 400 && exec \"$0\" \"$@\""];
+        let daemon = Launch::config(&both()).wrapper(&limited).start(&netns).await;
+        let loads = [Load::start(&client(8080), 4), Load::start(&client(8081), 4)];
+        daemon.tell(&["drain", "1", "--group", "web", "--wait"]).await;
+        let before = daemon.status().await;
+        let sockets_before = listening().await.lines().count();
+
+        // The sockets of the last group are bound by somebody who does not listen, which only the bind can tell.
+        let foreign =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let taken: std::net::SocketAddr = ([127, 0, 0, 1], 8085).into();
+        foreign.bind(&taken.into()).expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:8086").expect("a free port");
+        let api_changed = API.replace("least-loaded", "random").replace("workers = 2", "workers = 3");
+        let further = "[groups.new]\nlisten = '127.0.0.1:8084'\nworkers = 1\n";
+        for (file, expected) in [
+            (
+                format!("{WEB}{api_changed}{further}[groups.other]\nlisten = '127.0.0.1:8085'\n"),
+                "cannot listen on 127.0.0.1:8085",
+            ),
+            (
+                format!("{WEB}{api_changed}{further}[groups.other]\nlisten = '127.0.0.1:8086'\n"),
+                "127.0.0.1:8086 is taken by",
+            ),
+            // The group that comes last refuses.
+            (
+                format!("{}{api_changed}{further}", WEB.replace("round-robin", "kernel")),
+                "group web: worker 1 is drained, and policy kernel",
+            ),
+            // Descriptors run out in the middle of the group that comes last.
+            (
+                format!("{}{api_changed}{further}", WEB.replace("workers = 3", "workers = 900")),
+                "Too many open files",
+            ),
+            (
+                format!("{WEB}{api_changed}{further}hash-seed = 1\n")
+                    .replace("[groups.web]", "[groups.web]\nhash-seed = 1"),
+                "cannot change while the group runs",
+            ),
+            (format!("[daemon]\nlog-format = 'json'\n{WEB}{api_changed}"), "needs a restart of the daemon"),
+            (format!("{WEB}{api_changed}wokers = 1\n"), "did you mean 'workers'?"),
+            (String::new(), "there is no group"),
+        ] {
+            daemon.configure(&file);
+            refused(&daemon.cli(&["reload"]).await, expected);
+            assert_eq!(shape(&daemon.status().await), shape(&before), "{expected}");
+            let sockets = listening().await;
+            assert_eq!(sockets.lines().count(), sockets_before + 1, "after {expected}:\n{sockets}");
+        }
+        drop((foreign, listener));
+        // It is still what it was: it serves, and the same change without the obstacle is done.
+        for load in loads {
+            load.more(50).await;
+            load.stop().await.assert_nothing_failed();
+        }
+        daemon.configure(&format!("{WEB}{api_changed}{further}"));
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(told.lines().count(), 3, "{told}");
+        daemon.tell(&["undrain", "1", "--group", "web"]).await;
+        all_active(&daemon).await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn sighup_reads_the_file_and_a_bad_one_changes_nothing() {
+    in_netns(async |netns| {
+        let daemon = start(&netns).await;
+        let load = Load::start(&client(8080), 4);
+        let before = daemon.status().await;
+        daemon.configure("[groups.web]\npolicy = 'fastest'\n");
+        daemon.process().signal(Signal::HUP);
+        eventually("the log tells of it", async || {
+            let log = daemon.written("stderr");
+            if log.contains("config.toml:2:10: ") { Ok(()) } else { Err(log) }
+        })
+        .await;
+        assert_eq!(shape(&daemon.status().await), shape(&before));
+
+        daemon.configure(&both().replace("round-robin", "random"));
+        daemon.process().signal(Signal::HUP);
+        eventually("the policy is another one", async || {
+            let web = daemon.group_named("web").await;
+            if web.policy.name == Policy::Random { Ok(()) } else { Err(format!("{web:#?}")) }
+        })
+        .await;
+        assert_eq!(pids(&daemon.status().await, "web"), pids(&before, "web"));
+        load.more(50).await;
+        load.stop().await.assert_nothing_failed();
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn without_a_file_there_is_nothing_to_reload() {
+    in_netns(async |netns| {
+        let daemon = Launch::policy("hash").start(&netns).await;
+        let before = daemon.status().await;
+        refused(&daemon.cli(&["reload"]).await, "--config");
+        daemon.process().signal(Signal::HUP);
+        connections(&daemon.client(), 20, 2).await.assert_nothing_failed();
+        assert_eq!(shape(&daemon.status().await), shape(&before));
+        daemon.stop().await;
+    });
+}
+
+/// The file is what counts, but for what it cannot say.
+#[test]
+fn what_commands_have_changed_is_changed_back_and_a_drain_stays() {
+    in_netns(async |netns| {
+        let daemon = start(&netns).await;
+        daemon.tell(&["policy", "random", "--group", "web"]).await;
+        daemon.tell(&["weight", "2", "9", "--group", "web"]).await;
+        daemon.tell(&["drain", "0", "--wait", "--group", "web"]).await;
+        let json = daemon.tell(&["reload", "--json"]).await.stdout;
+        let reload: ReloadStatus = serde_json::from_str(&json).expect("JSON");
+        let told: Vec<_> = reload.changes.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["group web: weights 1,1,9 -> 1", "group web: policy random -> round-robin"]);
+        assert!(!reload.dry_run);
+        let web = daemon.group_named("web").await;
+        assert_eq!((web.policy.name, web.worker(2).weight), (Policy::RoundRobin, 1));
+        assert_eq!(web.worker(0).state, WorkerState::Drained);
+        let account = connections(&client(8080), 60, 4).await;
+        account.assert_nothing_failed();
+        assert_eq!(tally(3, account.answers())[0], 0);
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn another_command_is_for_workers_that_are_started_from_now_on() {
+    in_netns(async |netns| {
+        let program = reuseport_lb_tests::binary().display().to_string();
+        let file = |generation: u32| {
+            format!("{WEB}command = ['env', 'GENERATION={generation}', '{program}', 'demo-worker']\n")
+        };
+        let daemon = Launch::config(&file(1)).start(&netns).await;
+        let generation = |pid: u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).expect("a worker");
+            let environment = String::from_utf8_lossy(&environment).into_owned();
+            environment
+                .split('\0')
+                .find_map(|line| line.strip_prefix("GENERATION="))
+                .expect("it is set")
+                .to_owned()
+        };
+        let before = daemon.group().await;
+        daemon.configure(&file(2));
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert!(told.ends_with("for workers that are started from now on\n"), "{told}");
+        let after = daemon.group().await;
+        let pid = |group: &GroupStatus, id| group.worker(id).pid.expect("it runs");
+        for WorkerId(id) in after.workers.iter().map(|worker| worker.id) {
+            assert_eq!(pid(&after, id), pid(&before, id));
+            assert_eq!(generation(pid(&after, id)), "1");
+        }
+        daemon.tell(&["restart", "1"]).await;
+        let after = daemon.wait("they run", GroupExt::all_active).await;
+        assert_eq!([0, 1, 2].map(|id| generation(pid(&after, id))), ["1", "2", "1"]);
+        daemon.stop().await;
+    });
+}
