@@ -9,6 +9,8 @@
 //!
 //! N is at most an hour; anything else is answered with status 400.
 //!
+//! It speaks systemd's notify protocol: ready, stopping, what it is doing, and the watchdog.
+//!
 //! On SIGTERM it accepts what waits in its accept queue already, answers what is open, closes what is idle, and exits
 //! with status 0. After `/hang` it leaves the queue alone even then. SIGINT does nothing: that is the daemon's to
 //! decide.
@@ -34,6 +36,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use sd_notify::NotifyState;
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
@@ -96,6 +99,10 @@ async fn run(socket: StdTcpListener, worker: Worker) -> Result<(), Error> {
     socket.set_nonblocking(true).map_err(Error::Socket)?;
     let listener = TcpListener::from_std(socket).map_err(Error::Socket)?;
     let worker = Arc::new(worker);
+    say(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    if let Some(interval) = sd_notify::watchdog_enabled() {
+        drop(tokio::spawn(feed_watchdog(interval)));
+    }
 
     tokio::select! {
         () = accept(&listener, &worker) => {
@@ -104,6 +111,7 @@ async fn run(socket: StdTcpListener, worker: Worker) -> Result<(), Error> {
         _ = terminate.recv() => {}
     }
 
+    say(&[NotifyState::Stopping, NotifyState::Status("finishing open connections")]);
     worker.stopping.send_replace(true);
     if !*worker.hung.borrow() {
         accept_waiting(listener, &worker).await.map_err(Error::Socket)?;
@@ -111,6 +119,22 @@ async fn run(socket: StdTcpListener, worker: Worker) -> Result<(), Error> {
     // Every open connection holds a receiver.
     worker.stopping.closed().await;
     Ok(())
+}
+
+/// Tells the daemon, if it wants to know.
+fn say(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        eprintln!("reuseport-lb: cannot notify the daemon: {error}");
+    }
+}
+
+/// Twice in each interval, as systemd's manual has it. A worker that computes misses it, since it has but one thread.
+async fn feed_watchdog(interval: Duration) {
+    let mut ticks = tokio::time::interval(interval / 2);
+    loop {
+        ticks.tick().await;
+        say(&[NotifyState::Watchdog]);
+    }
 }
 
 /// Accepts until `/hang`.

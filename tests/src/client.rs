@@ -16,12 +16,15 @@ use tokio::{
 use crate::{Netns, http};
 
 /// What the built-in worker answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Answer {
     /// The worker's number.
     pub worker: u16,
     /// Its process.
     pub pid: u32,
+    /// What else it says; the built-in worker says nothing else.
+    #[serde(default)]
+    pub value: String,
 }
 
 /// Who connects, from where, and to whom.

@@ -20,6 +20,7 @@ pub mod load;
 pub mod machine;
 pub mod netns;
 pub mod process;
+pub mod scripts;
 pub mod server;
 pub mod status;
 pub mod terminal;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Context as _;
 use clap::Subcommand;
 
-use crate::{demo, worker};
+use crate::{demo, worker::launcher};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Hidden {
@@ -15,9 +15,8 @@ pub(super) enum Hidden {
     /// Finish the hand-off of the socket, then become the worker's program
     #[command(hide = true)]
     WorkerExec {
-        /// The limit of open files
-        #[arg(long)]
-        open_files: Option<u64>,
+        #[command(flatten)]
+        to_be: launcher::Become,
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
         command: Vec<OsString>,
@@ -28,10 +27,9 @@ impl Hidden {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
             Self::DemoWorker => demo::main().context("the built-in worker failed"),
-            Self::WorkerExec { open_files, command } => {
+            Self::WorkerExec { to_be, command } => {
                 let (program, args) = command.split_first().context("no worker command")?;
-                let failure = worker::launcher::exec(program, args, open_files);
-                Err(failure).with_context(|| format!("cannot start {}", program.display()))
+                Err(launcher::exec(program, args, &to_be).into())
             }
         }
     }

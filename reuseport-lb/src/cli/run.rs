@@ -96,7 +96,7 @@ pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<
     let (daemon, handle) = daemon::start(daemon::Options {
         groups: groups.clone(),
         configured,
-        settings: daemon::Settings { pin_dir, bpf_log, executable },
+        settings: daemon::Settings { pin_dir, bpf_log, executable, control: control.clone() },
     })?;
 
     let mut servers = Servers::new();

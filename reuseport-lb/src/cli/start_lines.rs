@@ -118,7 +118,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::{HashOn, Policy, PolicySpec};
+    use crate::{
+        config::ProcessSettings,
+        group::Supervision,
+        policy::{HashOn, Policy, PolicySpec},
+    };
 
     fn spec() -> GroupSpec {
         GroupSpec {
@@ -130,6 +134,8 @@ mod tests {
             weights: Vec::new(),
             policy: PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow },
             command: WorkerCommand::BuiltIn,
+            supervision: Supervision::default(),
+            process: ProcessSettings::default(),
             grace: Duration::from_secs(30),
             backlog: 4096,
             stall_after: Duration::from_millis(50),

@@ -154,6 +154,7 @@ mod tests {
                 "group web: stall-after 50ms -> 0s",
                 "group web: backlog 4096 -> 5",
                 "group web: command built-in -> /bin/sh -c 'exit 1', for workers that are started from now on",
+                "group web: ready notify -> exec, for workers that are started from now on",
             ]
         );
     }

@@ -6,9 +6,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, thread, time::Duration}
 use clap::{Args, ValueEnum};
 
 use super::{
-    BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, Sockets, UserGroup, WorkerCommand, values,
+    BpfLogLevel, CommandNotFound, GroupSpec, MAX_WORKERS, ProcessSettings, Sockets, UserGroup, WorkerCommand,
+    values, worker::WorkerFlags,
 };
-use crate::policy::{HashOn, Policy};
+use crate::{
+    group::Supervision,
+    policy::{HashOn, Policy},
+};
 
 /// listen(2) takes an `int`.
 const MAX_BACKLOG: i64 = i32::MAX as i64;
@@ -42,6 +46,8 @@ pub struct GroupFlags {
     /// Start no workers, and steer the processes that listen there: what the command adopt does
     #[arg(long, conflicts_with_all = ["workers", "weights", "self_bind", "command"])]
     adopt: bool,
+    #[command(flatten)]
+    worker: WorkerFlags,
     /// What each worker runs; it gets its listening socket as file descriptor 3, as from systemd [default: a
     /// built-in server for trying and testing]
     #[arg(last = true, value_name = "COMMAND")]
@@ -55,7 +61,8 @@ impl GroupFlags {
     ///
     /// See [`SpecError`].
     pub fn spec(self, name: String) -> Result<GroupSpec, SpecError> {
-        let Self { listen, workers, weights, steering, grace, backlog, self_bind, adopt, command } = self;
+        let Self { listen, workers, weights, steering, grace, backlog, self_bind, adopt, worker, command } =
+            self;
         if adopt {
             return steering.adopt(name, listen);
         }
@@ -64,6 +71,8 @@ impl GroupFlags {
         if weights.len() > usize::from(workers) {
             return Err(SpecError::Weights { weights: weights.len(), workers });
         }
+        let command = WorkerCommand::find(&command).map_err(SpecError::Command)?;
+        let (supervision, process) = worker.settings(&command);
         Ok(GroupSpec {
             name,
             listen,
@@ -72,7 +81,9 @@ impl GroupFlags {
             workers,
             weights: GroupSpec::only_needed(weights),
             policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
-            command: WorkerCommand::find(&command).map_err(SpecError::Command)?,
+            command,
+            supervision,
+            process,
             grace,
             backlog,
             stall_after,
@@ -118,6 +129,8 @@ impl SteeringFlags {
             workers: 0,
             weights: Vec::new(),
             policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
+            supervision: Supervision::default(),
+            process: ProcessSettings::default(),
             command: WorkerCommand::BuiltIn,
             grace: Duration::ZERO,
             backlog: 0,

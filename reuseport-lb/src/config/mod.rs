@@ -9,7 +9,11 @@ use std::{
 
 use clap::ValueEnum;
 
-use crate::{adopt, group::WorkerId, policy::PolicySpec};
+use crate::{
+    adopt,
+    group::{Supervision, WorkerId},
+    policy::PolicySpec,
+};
 
 pub mod difference;
 pub mod file;
@@ -18,8 +22,10 @@ mod schema;
 pub mod settings;
 pub mod source;
 pub mod values;
+pub mod worker;
 
 pub use crate::group::MAX_WORKERS;
+pub use worker::ProcessSettings;
 
 /// A group to run, with its workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +46,10 @@ pub struct GroupSpec {
     pub policy: PolicySpec,
     /// What each worker runs.
     pub command: WorkerCommand,
+    /// How that is looked after.
+    pub supervision: Supervision,
+    /// What it gets beside its socket.
+    pub process: ProcessSettings,
     /// How long workers may take to finish when the group is shut down.
     pub grace: Duration,
     /// The length of each worker's accept queue.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupSpec, WorkerCommand};
+use super::{GroupSpec, ProcessSettings, WorkerCommand, worker::Variable};
+use crate::group::Supervision;
 
 /// One setting of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +45,18 @@ impl GroupSpec {
             weights,
             policy,
             command,
+            supervision,
+            process,
             grace,
             backlog,
             stall_after,
             hash_seed,
         } = self;
+        let Supervision { ready, ready_timeout, stop_timeout: _, watchdog, self_bound: _ } = supervision;
+        let ProcessSettings { user, env, chdir, open_files, output } = process;
+        let none = || "none".to_owned();
+        let pair = |Variable { name, value }: &Variable| format!("{name}={value}");
+        let env = shell_words::join(env.iter().map(pair));
         let weights = if weights.is_empty() { &[1] } else { &weights[..] };
         let weights: Vec<_> = weights.iter().map(ToString::to_string).collect();
         let duration = |duration| humantime::format_duration(duration).to_string();
@@ -64,6 +72,14 @@ impl GroupSpec {
             ("command", command.to_string(), NextStart),
             ("netns", netns.as_ref().map_or("own".into(), |netns| netns.display().to_string()), NewGroup),
             ("sockets", sockets.to_string(), NewGroup),
+            ("ready", ready.to_string(), NextStart),
+            ("ready-timeout", duration(*ready_timeout), NextStart),
+            ("watchdog", watchdog.map_or_else(none, duration), NextStart),
+            ("user", user.as_ref().map_or_else(none, |user| user.written.clone()), NextStart),
+            ("env", if env.is_empty() { none() } else { env }, NextStart),
+            ("chdir", chdir.as_ref().map_or_else(none, |folder| folder.display().to_string()), NextStart),
+            ("rlimit-nofile", open_files.map_or_else(none, |n| n.to_string()), NextStart),
+            ("output", output.to_string(), NextStart),
         ]
         .map(|(name, value, applies)| Setting { name, value, applies })
         .into()

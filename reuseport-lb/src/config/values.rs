@@ -20,6 +20,13 @@ use crate::{
 #[error("{0}")]
 pub struct InvalidValue(String);
 
+impl InvalidValue {
+    /// With what would do.
+    pub(super) const fn new(why: String) -> Self {
+        Self(why)
+    }
+}
+
 /// The longest duration that is taken. Deadlines are instants, and an instant has an end; nobody waits for a year.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -185,6 +192,18 @@ pub fn duration(text: &str) -> Result<Duration, InvalidValue> {
         return Err(InvalidValue("more than a year".into()));
     }
     Ok(duration)
+}
+
+/// Parses a duration that is not zero.
+///
+/// # Errors
+///
+/// As [`duration`], and zero.
+pub fn positive_duration(text: &str) -> Result<Duration, InvalidValue> {
+    match duration(text)? {
+        Duration::ZERO => Err(InvalidValue("more than nothing is needed: write 30s, 500ms, 2m".into())),
+        duration => Ok(duration),
+    }
 }
 
 /// Parses a group's name: 1 to 64 letters, digits, `.`, `_` and `-`, a letter or digit first.

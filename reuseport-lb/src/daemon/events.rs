@@ -1,9 +1,9 @@
 //! What happens to the groups without being asked for, on its way to the owner task.
 
 use reuseport_lb_ebpf::listen::ListenEvent;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::group::WorkerId;
+use crate::{group::WorkerId, worker::notify::Message};
 
 /// Which group an event is about. Unlike its name, it is never given again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub(super) enum Event {
         pid: u32,
         /// How it ended.
         reason: String,
+        /// The last lines that it wrote to standard error.
+        last_words: Vec<String>,
+    },
+    /// Somebody, perhaps a worker, said something by the notify protocol.
+    Notice {
+        /// What, and who.
+        message: Message,
+        /// There are only so many of these at a time.
+        _permit: OwnedSemaphorePermit,
     },
     /// A listening socket has come or gone, in a group whose sockets are others' to open.
     Listening(ListenEvent),

@@ -15,6 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub(super) struct Listener {
     socket: Socket,
     cookie: u64,
+    backlog: i32,
+    is_narrow: bool,
 }
 
 impl Listener {
@@ -29,14 +31,25 @@ impl Listener {
         }
         socket.bind(&address.into())?;
         let cookie = rustix::net::sockopt::socket_cookie(&socket)?;
-        let listener = Self { socket, cookie };
-        listener.set_backlog(backlog)?;
-        Ok(listener)
+        let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+        socket.listen(backlog)?;
+        Ok(Self { socket, cookie, backlog, is_narrow: false })
     }
 
     /// Listens with an accept queue of this length. What is in the queue stays.
-    pub(super) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
-        self.socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+    pub(super) fn set_backlog(&mut self, backlog: u32) -> io::Result<()> {
+        self.backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+        if self.is_narrow { Ok(()) } else { self.socket.listen(self.backlog) }
+    }
+
+    /// Lets no more than one connection wait to be accepted, or again as many as the backlog says.
+    pub(super) fn set_narrow(&mut self, is_narrow: bool) -> io::Result<()> {
+        if self.is_narrow != is_narrow {
+            // The kernel takes one more than that, and drops the handshakes of others, which are sent again.
+            self.socket.listen(if is_narrow { 0 } else { self.backlog })?;
+            self.is_narrow = is_narrow;
+        }
+        Ok(())
     }
 
     /// The kernel's name for the socket.

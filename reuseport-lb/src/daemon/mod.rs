@@ -18,10 +18,12 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod changes;
 mod events;
 mod following;
 mod listener;
 mod manager;
+mod notices;
 mod owner;
 mod owners;
 mod process;

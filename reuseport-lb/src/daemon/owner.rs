@@ -18,7 +18,7 @@ use crate::{
     config::source::Configured,
     control::{ReloadRequest, Status},
     group::WorkerId,
-    worker::descriptors::OpenFiles,
+    worker::{descriptors::OpenFiles, output},
 };
 
 /// The daemon, with everything it owns.
@@ -63,6 +63,7 @@ impl Daemon {
             self.advance();
             self.report();
         }
+        output::flush().await;
         tracing::info!("all workers have ended");
     }
 

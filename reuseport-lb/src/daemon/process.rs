@@ -44,7 +44,9 @@ pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> O
                 }
             }
         };
-        events.send(Event::Exited { worker, pid, reason });
+        let said = process.last_words();
+        said.complete().await;
+        events.send(Event::Exited { worker, pid, reason, last_words: said.lines() });
     });
     orders
 }

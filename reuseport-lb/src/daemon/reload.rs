@@ -226,7 +226,7 @@ impl Runner {
     fn try_reconfigure(&mut self, spec: GroupSpec, opened: &mut Vec<WorkerId>) -> Result<(), RequestError> {
         become_like(&mut self.group, &spec, Instant::now()).map_err(|refusal| self.named(&refusal))?;
         self.spec = spec;
-        for socket in self.listeners.values() {
+        for socket in self.listeners.values_mut() {
             socket.set_backlog(self.spec.backlog)?;
         }
         // The sockets of further workers now, so that a failure is one of the change.
@@ -262,7 +262,7 @@ impl Runner {
         }
         // What has come to such a socket meanwhile moves to others when it is closed.
         self.listeners.retain(|id, _| !opened.contains(id));
-        for socket in self.listeners.values() {
+        for socket in self.listeners.values_mut() {
             if let Err(error) = socket.set_backlog(self.spec.backlog) {
                 tracing::error!(group = self.spec.name, %error, "cannot undo a change of the backlog");
             }
@@ -301,6 +301,7 @@ fn become_like(group: &mut Group, spec: &GroupSpec, now: Instant) -> Result<(), 
     if group.is_adopted() {
         return Ok(());
     }
+    group.supervise(spec.supervision.clone());
     if group.size() != spec.workers {
         group.scale(spec.workers, spec.grace, now)?;
     }

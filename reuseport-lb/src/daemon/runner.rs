@@ -11,9 +11,11 @@ use std::{
 
 use super::{
     RequestError, Settings,
+    changes::Logged,
     events::{Event, Events, Key},
     following::Following,
     listener::Listener,
+    notices::Notices,
     process::{self, Order, Orders},
     socket::Socket,
     start::explain,
@@ -26,7 +28,7 @@ use crate::{
     group::{Action, Group, Refusal, RestartPlan, Seen, Wish, Worker, WorkerId, WorkerState},
     netns::Netns,
     policy::PolicySpec,
-    worker::{Launch, Process, StartError, descriptors::OpenFiles},
+    worker::{Launch, Process, StartError, descriptors::OpenFiles, notify::Message},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
@@ -53,6 +55,8 @@ pub(super) struct Runner {
     pub(super) netns: Netns,
     pub(super) listeners: BTreeMap<WorkerId, Socket>,
     pub(super) following: Following,
+    // None where the workers are not ours to start.
+    pub(super) notices: Option<Notices>,
     pub(super) processes: BTreeMap<WorkerId, Orders>,
     pub(super) events: Events,
     pub(super) logged: Logged,
@@ -182,10 +186,10 @@ impl Runner {
     /// Takes note of what happened.
     pub(super) fn happened(&mut self, event: Event) {
         match event {
-            Event::Exited { worker, pid, reason } => {
+            Event::Exited { worker, pid, reason, last_words } => {
                 tracing::info!(group = self.spec.name, worker = worker.0, pid, "worker process {reason}");
                 self.processes.remove(&worker);
-                self.group.ended(worker, reason, Vec::new(), Instant::now());
+                self.group.ended(worker, reason, last_words, Instant::now());
                 if self.follows() {
                     // A successor opens a socket of its own, which takes the place of this one.
                     self.listeners.remove(&worker);
@@ -204,8 +208,21 @@ impl Runner {
                 self.see_owners();
                 self.following.look_soon(Instant::now());
             }
+            Event::Notice { message, _permit } => self.noticed(message),
             // `advance` looks who it is.
             Event::Stalls => {}
+        }
+    }
+
+    /// A notice is the worker's whose process sent it, or whose process leads the group of the process that did.
+    fn noticed(&mut self, Message { pid, group, notice }: Message) {
+        let of = |pid| {
+            let mut workers = self.group.workers();
+            workers.find(|(_, worker)| worker.pid() == Some(pid)).map(|(id, _)| id)
+        };
+        match of(pid).or_else(|| of(group?)) {
+            Some(worker) => self.group.notified(worker, notice, Instant::now()),
+            None => tracing::debug!(group = self.spec.name, pid, "a notice of somebody who is no worker"),
         }
     }
 
@@ -226,7 +243,19 @@ impl Runner {
                 break;
             }
         }
+        self.narrow_trials();
         self.log_changes();
+    }
+
+    /// While others serve, only one connection waits for a worker that has yet to accept its first.
+    fn narrow_trials(&mut self) {
+        for (id, socket) in &mut self.listeners {
+            if let Socket::Made(listener) = socket
+                && let Err(error) = listener.set_narrow(self.group.is_on_trial(*id))
+            {
+                tracing::warn!(group = self.spec.name, worker = id.0, %error, "cannot set the backlog");
+            }
+        }
     }
 
     /// What can be seen of the workers from outside.
@@ -325,6 +354,9 @@ impl Runner {
             group: &self.spec.name,
             socket,
             open_files: self.open_files.for_workers(),
+            settings: &self.spec.process,
+            notify: self.notices.as_ref().map(Notices::path),
+            watchdog: self.spec.supervision.watchdog,
         };
         let started = self.netns.within(|| Process::start(&launch)).map_err(StartError::Netns).flatten();
         match started {
@@ -345,40 +377,4 @@ impl Runner {
             let _ = orders.send(order);
         }
     }
-
-    /// One line for each thing that is different from the last time.
-    fn log_changes(&mut self) {
-        let group = &self.spec.name;
-        let policy = self.group.policy();
-        let before = std::mem::replace(&mut self.logged.policy, policy);
-        if before != policy {
-            tracing::info!(group, "policy {before} -> {policy}");
-        }
-        self.logged.workers.retain(|id, _| self.group.worker(*id).is_ok());
-        for (id, worker) in self.group.workers() {
-            let (state, weight) = (worker.state(), worker.weight);
-            let Some((state_before, weight_before)) = self.logged.workers.insert(id, (state, weight)) else {
-                continue;
-            };
-            if state_before != state {
-                let load = self.applied.datapath().load(id.0);
-                tracing::info!(
-                    group,
-                    worker = id.0,
-                    pid = worker.pid(),
-                    active = load.active,
-                    "worker {state_before} -> {state}"
-                );
-            }
-            if weight_before != weight {
-                tracing::info!(group, worker = id.0, "weight {weight_before} -> {weight}");
-            }
-        }
-    }
-}
-
-/// What the log has said so far.
-pub(super) struct Logged {
-    pub(super) policy: PolicySpec,
-    pub(super) workers: BTreeMap<WorkerId, (WorkerState, u16)>,
 }

@@ -58,7 +58,7 @@ impl AsFd for Handle<'_> {
 
 impl Socket {
     /// Listens with an accept queue of this length, where the daemon made it.
-    pub(super) fn set_backlog(&self, backlog: u32) -> io::Result<()> {
+    pub(super) fn set_backlog(&mut self, backlog: u32) -> io::Result<()> {
         match self {
             Self::Made(listener) => listener.set_backlog(backlog),
             Self::Found(_) => Ok(()),

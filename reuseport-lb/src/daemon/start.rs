@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 
 use super::{
     Daemon, Handle,
+    changes::Logged,
     events::{Event, EventQueue, Events},
     following::{Following, LeftOut},
     manager::Manager,
-    runner::{Logged, Runner},
+    notices::Notices,
+    runner::Runner,
     socket::Socket,
 };
 use crate::{
@@ -40,6 +42,17 @@ pub struct Settings {
     pub bpf_log: Option<BpfLogLevel>,
     /// This program's own file, to start workers with.
     pub executable: PathBuf,
+    /// The control socket. The sockets that workers send notices to are made beside it.
+    pub control: PathBuf,
+}
+
+impl Settings {
+    /// Where the workers of a group send their notices.
+    fn notify_path(&self, group: &str) -> PathBuf {
+        let mut path = self.control.clone().into_os_string();
+        path.push(format!(".{group}.notify"));
+        path.into()
+    }
 }
 
 /// Why the daemon did not start. Nothing is left behind.
@@ -91,6 +104,15 @@ pub enum GroupError {
         address: std::net::SocketAddr,
         /// Why. It is told already, so it is no source of its own.
         error: io::Error,
+    },
+    /// Workers would have nowhere to say how they are.
+    #[error("cannot make the notify socket {}", path.display())]
+    Notify {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The sockets of the host could not be listed.
     #[error("cannot list the listening sockets")]
@@ -208,13 +230,20 @@ impl Runner {
         let netns = Netns::open(spec.netns.as_deref())
             .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })?;
         check_address(&spec, &netns)?;
+        let path = settings.notify_path(&spec.name);
+        let notices = (spec.sockets != Sockets::Adopted)
+            .then(|| Notices::listen(&path, events.clone()))
+            .transpose()
+            .map_err(|source| GroupError::Notify { path, source })?;
         let datapath = load(&spec, settings, &events, &netns)?;
         let now = Instant::now();
         let group = match spec.sockets {
             Sockets::Adopted => Group::adopted(spec.policy, spec.stall_after, now),
             Sockets::HandedOver | Sockets::SelfBound => {
-                let supervision =
-                    Supervision { self_bound: spec.sockets == Sockets::SelfBound, ..Supervision::default() };
+                let supervision = Supervision {
+                    self_bound: spec.sockets == Sockets::SelfBound,
+                    ..spec.supervision.clone()
+                };
                 let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now);
                 for id in (0..spec.workers).map(WorkerId) {
                     group.set_weight(id, spec.weight(id)).map_err(GroupError::Weights)?;
@@ -230,6 +259,7 @@ impl Runner {
             netns,
             listeners: BTreeMap::new(),
             following: Following::default(),
+            notices,
             processes: BTreeMap::new(),
             events,
             logged: Logged { policy: spec.policy, workers: BTreeMap::new() },

@@ -12,6 +12,7 @@ pub use notice::{Notice, Sign};
 pub use operation::{Kind, Operation, RestartPlan, Stage};
 pub use process::{Process, Restart, Said, Stalls};
 pub use refusal::Refusal;
+pub use supervision::{Seen, Supervision};
 pub use watchdog::Watchdog;
 pub use words::{MAX_WORKERS, Ready, WEIGHT_RANGE, WorkerId, WorkerState};
 pub use worker::{Wish, Worker};
@@ -27,6 +28,7 @@ mod notice;
 mod operation;
 mod process;
 mod refusal;
+mod supervision;
 mod watchdog;
 mod words;
 mod worker;
@@ -63,46 +65,6 @@ pub struct Group {
     is_adopted: bool,
     /// Whether an adopted group was given back to the kernel.
     released: bool,
-}
-
-/// How the processes of the workers are looked after.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Supervision {
-    /// When a process that was started counts as ready.
-    pub ready: Ready,
-    /// How long it may take for that; then it is ended and started again.
-    pub ready_timeout: Duration,
-    /// How long a process may take to end when it was not the user who said so; then it is killed.
-    pub stop_timeout: Duration,
-    /// How often a process is to give a sign of life, if it has to.
-    pub watchdog: Option<Duration>,
-    /// Whether a process has to open its socket by itself, and is not ready before.
-    pub self_bound: bool,
-}
-
-impl Default for Supervision {
-    fn default() -> Self {
-        Self {
-            ready: Ready::Exec,
-            ready_timeout: Duration::from_secs(60),
-            stop_timeout: Duration::from_secs(30),
-            watchdog: None,
-            self_bound: false,
-        }
-    }
-}
-
-/// What was seen of a worker from outside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// It has no connection left, queued or open.
-    pub idle: bool,
-    /// It takes nothing from its accept queue.
-    pub stalled: bool,
-    /// How many connections it has accepted.
-    pub accepted: u64,
-    /// Connections wait for it, queued or in their handshake.
-    pub waiting: bool,
 }
 
 impl Group {
@@ -150,6 +112,12 @@ impl Group {
 
     fn no_such(&self, id: WorkerId) -> Refusal {
         Refusal::NoSuchWorker(id, self.workers.last_key_value().map_or(WorkerId(0), |(last, _)| *last))
+    }
+
+    /// How processes are looked after from now on; those that run keep what they were started with.
+    pub fn supervise(&mut self, supervision: Supervision) {
+        // Who opens the sockets is for life.
+        self.supervision = Supervision { self_bound: self.supervision.self_bound, ..supervision };
     }
 
     /// The policy, and what it hashes.
@@ -359,6 +327,13 @@ impl Group {
             .flat_map(|operation| operation.under_way.keys())
             .filter_map(|id| self.workers.get(id)?.settles_at(self.supervision.ready, now));
         workers.chain(settle).min()
+    }
+
+    /// Whether a worker is to accept its first connection, while others serve.
+    pub fn is_on_trial(&self, id: WorkerId) -> bool {
+        self.supervision.ready == Ready::Accept
+            && self.workers.get(&id).is_some_and(Worker::is_starting)
+            && self.workers.values().any(Worker::serves)
     }
 
     /// Whether a worker is on trial, so that [`advance`](Self::advance) should be called often.

@@ -106,6 +106,16 @@ pub enum Ready {
     Exec,
 }
 
+impl std::fmt::Display for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Notify => "notify",
+            Self::Accept => "accept",
+            Self::Exec => "exec",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,9 +8,9 @@ const BASE: u64 = 560;
 /// The descriptors that the daemon needs for each group: programs and maps.
 const EACH_GROUP: u64 = 80;
 
-/// The descriptors that the daemon needs for each worker: its socket, its process, and both once more while it is
-/// started.
-const EACH_WORKER: u64 = 4;
+/// The descriptors that the daemon needs for each worker: its socket, its process, its two streams, and all of them once
+/// more while it is started.
+const EACH_WORKER: u64 = 8;
 
 /// The limit of open files that a daemon needs for groups of so many workers each.
 pub fn needed(workers: impl IntoIterator<Item = u16>) -> u64 {
@@ -54,4 +54,9 @@ impl OpenFiles {
 pub(super) fn restore_limit(before: u64) -> std::io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(before), maximum })?)
+}
+
+/// Sets both limits of this process. Raising the hard limit needs `CAP_SYS_RESOURCE`.
+pub(super) fn set_limit(limit: u64) -> std::io::Result<()> {
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?)
 }

@@ -2,28 +2,128 @@
 //!
 //! `LISTEN_PID` must be the process id of the program that takes the socket, or that program ignores it. The daemon
 //! cannot know the id before the fork, and may not touch the environment between fork and exec. So it starts itself
-//! with a hidden command, which knows its own id, and becomes the program by `exec`: the id stays.
+//! with a hidden command, which knows its own id, and becomes the program by `exec`: the id stays. What else has to be
+//! done in the new process is done here, too: limits, folder, user.
 
 use std::{
     ffi::{OsStr, OsString},
     io,
     os::unix::process::CommandExt as _,
+    path::PathBuf,
     process::{self, Command},
 };
 
+use clap::Args;
+use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setuid};
+
 use super::descriptors;
 
-/// Becomes `program` with `args`, with `LISTEN_PID` set to the present process id.
+/// What the process is to be when it becomes the program.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Become {
+    /// The soft limit of open files, where the daemon has raised its own
+    #[arg(long)]
+    pub open_files: Option<u64>,
+    /// Both limits of open files
+    #[arg(long)]
+    pub rlimit_nofile: Option<u64>,
+    /// The working folder
+    #[arg(long)]
+    pub chdir: Option<PathBuf>,
+    /// The user's id
+    #[arg(long, requires = "gid")]
+    pub uid: Option<u32>,
+    /// The group's id
+    #[arg(long, requires = "uid")]
+    pub gid: Option<u32>,
+    /// The ids of all groups
+    #[arg(long, value_delimiter = ',', requires = "uid")]
+    pub groups: Vec<u32>,
+}
+
+/// Why the program is not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The limit of open files cannot be had.
+    #[error("cannot limit open files to {0}")]
+    Limit(u64, #[source] io::Error),
+    /// There is no such folder, or it may not be entered.
+    #[error("cannot enter {}", .0.display())]
+    Folder(PathBuf, #[source] io::Error),
+    /// The daemon may not make processes of this user.
+    #[error("cannot become user {0}")]
+    User(u32, #[source] io::Error),
+    /// The program is missing, or cannot be run.
+    #[error("cannot start {}", .0.display())]
+    Program(OsString, #[source] io::Error),
+}
+
+impl Become {
+    /// As the arguments of the hidden command.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let Self { open_files, rlimit_nofile, chdir, uid, gid, groups } = self;
+        let number = |name: &str, n: u64| OsString::from(format!("--{name}={n}"));
+        let mut arguments = Vec::new();
+        arguments.extend(open_files.map(|n| number("open-files", n)));
+        arguments.extend(rlimit_nofile.map(|n| number("rlimit-nofile", n)));
+        if let Some(folder) = chdir {
+            arguments.extend(["--chdir".into(), folder.into()]);
+        }
+        arguments.extend(uid.map(|id| number("uid", id.into())));
+        arguments.extend(gid.map(|id| number("gid", id.into())));
+        if !groups.is_empty() {
+            let groups: Vec<_> = groups.iter().map(u32::to_string).collect();
+            arguments.push(format!("--groups={}", groups.join(",")).into());
+        }
+        arguments
+    }
+
+    fn apply(&self) -> Result<(), ExecError> {
+        let Self { open_files, rlimit_nofile, chdir, uid, gid, groups } = self;
+        if let Some(before) = *open_files {
+            descriptors::restore_limit(before).map_err(|error| ExecError::Limit(before, error))?;
+        }
+        if let Some(limit) = *rlimit_nofile {
+            descriptors::set_limit(limit).map_err(|error| ExecError::Limit(limit, error))?;
+        }
+        if let Some(folder) = chdir {
+            std::env::set_current_dir(folder).map_err(|error| ExecError::Folder(folder.clone(), error))?;
+        }
+        if let Some((uid, gid)) = uid.zip(*gid) {
+            become_user(uid, gid, groups).map_err(|error| ExecError::User(uid, error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Groups first: afterwards it is not permitted any more.
+fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    if geteuid() == uid && getegid() == gid && !uid.is_root() {
+        // A daemon without privileges may name its own user.
+        return Ok(());
+    }
+    setgroups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
+    setgid(gid)?;
+    setuid(uid)
+}
+
+/// Becomes `program` with `args`, with `LISTEN_PID`, and `WATCHDOG_PID` where there is a watchdog, set to the present
+/// process id.
 ///
 /// Signal mask and `SIGPIPE` are put back to what a program expects. Returns only if that failed, with the reason.
-///
-/// `open_files` is the limit of open files that the program is to have, where the daemon has raised its own.
-pub fn exec(program: &OsStr, args: &[OsString], open_files: Option<u64>) -> io::Error {
-    if let Some(Err(error)) = open_files.map(descriptors::restore_limit) {
+pub fn exec(program: &OsStr, args: &[OsString], to_be: &Become) -> ExecError {
+    if let Err(error) = to_be.apply() {
         return error;
     }
+    let id = process::id().to_string();
     // `Command` looks the program up on PATH unless its name has a slash; the daemon gives a full path.
-    Command::new(program).args(args).env("LISTEN_PID", process::id().to_string()).exec()
+    let mut command = Command::new(program);
+    command.args(args).env("LISTEN_PID", &id);
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        command.env("WATCHDOG_PID", &id);
+    }
+    ExecError::Program(program.to_owned(), command.exec())
 }
 
 #[cfg(test)]
@@ -32,7 +132,18 @@ mod tests {
 
     #[test]
     fn tells_missing_from_broken() {
-        assert_eq!(exec("/nonexistent/program".as_ref(), &[], None).kind(), io::ErrorKind::NotFound);
-        assert_eq!(exec("/etc/passwd".as_ref(), &[], None).kind(), io::ErrorKind::PermissionDenied);
+        let why = |program: &str| match exec(program.as_ref(), &[], &Become::default()) {
+            ExecError::Program(_, error) => error.kind(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(why("/nonexistent/program"), io::ErrorKind::NotFound);
+        assert_eq!(why("/etc/passwd"), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_folder_that_has_gone_is_named() {
+        let to_be = Become { chdir: Some("/nonexistent".into()), ..Become::default() };
+        let error = exec("/bin/true".as_ref(), &[], &to_be);
+        assert_eq!(error.to_string(), "cannot enter /nonexistent");
     }
 }

@@ -7,6 +7,8 @@
 
 pub mod descriptors;
 pub mod launcher;
+pub mod notify;
+pub mod output;
 pub mod process;
 
 pub use process::{ExitStatus, Launch, Process, Signal, StartError};

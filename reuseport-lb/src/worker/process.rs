@@ -1,6 +1,7 @@
 //! One running worker.
 
 use std::{
+    ffi::OsString,
     fmt, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -8,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
@@ -22,8 +24,18 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 pub use rustix::process::Signal;
 
-use super::{DEMO_COMMAND, EXEC_COMMAND, GROUP_VARIABLE, WORKER_VARIABLE};
-use crate::{config::WorkerCommand, group::WorkerId};
+use super::{
+    DEMO_COMMAND, EXEC_COMMAND, GROUP_VARIABLE, WORKER_VARIABLE,
+    launcher::Become,
+    output::{LastWords, Streams},
+};
+use crate::{
+    config::{
+        ProcessSettings, WorkerCommand,
+        worker::{RunAs, Variable},
+    },
+    group::WorkerId,
+};
 
 /// Where `LISTEN_FDS` begins to count.
 const LISTEN_FDS_START: i32 = 3;
@@ -45,8 +57,14 @@ pub struct Launch<'a> {
     pub group: &'a str,
     /// Its listening socket, of which the caller keeps its own handle; none when it opens one by itself.
     pub socket: Option<BorrowedFd<'a>>,
-    /// Its limit of open files, where it is not the daemon's own; see [`descriptors`](super::descriptors).
+    /// Its soft limit of open files, where it is not the daemon's own; see [`descriptors`](super::descriptors).
     pub open_files: Option<u64>,
+    /// What else it is given.
+    pub settings: &'a ProcessSettings,
+    /// Where it may say how it is; see [`notify`](super::notify).
+    pub notify: Option<&'a Path>,
+    /// How often it has to.
+    pub watchdog: Option<Duration>,
 }
 
 /// Why a worker could not be started. No process is left behind.
@@ -61,6 +79,9 @@ pub enum StartError {
     /// The socket could not be given to the new process.
     #[error("cannot hand over the worker's socket")]
     Socket(#[source] io::Error),
+    /// There is nothing that it could write its output to.
+    #[error("cannot take the worker's output")]
+    Output(#[source] io::Error),
     /// There is no new process: out of processes or memory, or the binary is gone.
     #[error("cannot run {}", executable.display())]
     Spawn {
@@ -83,14 +104,15 @@ pub struct Process {
     pid: Pid,
     handle: AsyncFd<OwnedFd>,
     started_at: u64,
+    last_words: LastWords,
     ended: Option<ExitStatus>,
 }
 
 impl Process {
     /// Starts a worker in a process group of its own, so that Ctrl-C at the daemon's terminal does not reach it.
     ///
-    /// Standard input is `/dev/null`; standard output and error are the daemon's. The socket is file descriptor 3,
-    /// which is all that the daemon hands over: its own descriptors are close-on-exec.
+    /// Standard input is `/dev/null`; standard output and error go where the settings say. The socket is file descriptor
+    /// 3, which is all that the daemon hands over: its own descriptors are close-on-exec.
     ///
     /// # Errors
     ///
@@ -100,18 +122,26 @@ impl Process {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn start(launch: &Launch<'_>) -> Result<Self, StartError> {
-        let Launch { executable, command, worker, group, socket, open_files } = *launch;
+        let Launch { executable, command, worker, group, socket, open_files, settings, notify, watchdog } =
+            *launch;
+        let ProcessSettings { user, env, chdir, open_files: rlimit_nofile, output } = settings;
+        let Streams { stdout, stderr, last_words } =
+            Streams::new(output, group, worker).map_err(StartError::Output)?;
         let mapping = |socket: BorrowedFd<'_>| {
             Ok(FdMapping { parent_fd: socket.try_clone_to_owned()?, child_fd: LISTEN_FDS_START })
         };
         let mappings = socket.map(mapping).transpose().map_err(StartError::Socket)?;
 
         let mut new = Command::new(executable);
-        new.arg(EXEC_COMMAND);
-        if let Some(open_files) = open_files {
-            new.arg(format!("--open-files={open_files}"));
-        }
-        new.arg("--");
+        let to_be = Become {
+            open_files: open_files.filter(|_| rlimit_nofile.is_none()),
+            rlimit_nofile: *rlimit_nofile,
+            chdir: chdir.clone(),
+            uid: user.as_ref().map(|user| user.uid),
+            gid: user.as_ref().map(|user| user.gid),
+            groups: user.as_ref().map(|user| user.groups.clone()).unwrap_or_default(),
+        };
+        new.arg(EXEC_COMMAND).args(to_be.arguments()).arg("--");
         match command {
             WorkerCommand::BuiltIn => new.arg(executable).arg(DEMO_COMMAND),
             WorkerCommand::Program { program, args } => new.arg(program).args(args),
@@ -119,12 +149,35 @@ impl Process {
         for variable in NOT_FOR_WORKERS {
             new.env_remove(variable);
         }
+        if let Some(RunAs { name, home, shell, .. }) = user {
+            // As systemd does. What is not known of the user is not the daemon's either.
+            for (variable, value) in [
+                ("USER", name.as_ref().map(OsString::from)),
+                ("LOGNAME", name.as_ref().map(OsString::from)),
+                ("HOME", home.as_ref().map(OsString::from)),
+                ("SHELL", shell.as_ref().map(OsString::from)),
+            ] {
+                match value {
+                    Some(value) => new.env(variable, value),
+                    None => new.env_remove(variable),
+                };
+            }
+        }
+        new.envs(env.iter().map(|Variable { name, value }| (name, value)));
+        if let Some(path) = notify {
+            new.env("NOTIFY_SOCKET", path);
+        }
+        if let Some(interval) = watchdog {
+            new.env("WATCHDOG_USEC", interval.as_micros().to_string());
+        }
         if mappings.is_some() {
             new.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", group);
         }
         new.env(WORKER_VARIABLE, worker.to_string())
             .env(GROUP_VARIABLE, group)
             .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr)
             .process_group(0)
             .fd_mappings(mappings.into_iter().collect())
             .map_err(|collision| StartError::Socket(io::Error::other(collision)))?;
@@ -132,11 +185,12 @@ impl Process {
         let spawn_error = |source| StartError::Spawn { executable: executable.to_owned(), source };
         let mut child = new.spawn().map_err(spawn_error)?;
         // Nobody has waited for the child yet, so the id is its own.
-        Self::open(child.id()).map_err(|error| {
+        let process = Self::open(child.id()).map_err(|error| {
             // Nobody would see it end. It has not become the worker's program yet, or only just.
             drop(child.kill().and_then(|()| child.wait()));
             spawn_error(error)
-        })
+        })?;
+        Ok(Self { last_words, ..process })
     }
 
     /// The process with this id that began at `started_at`, as [`started_at`](Self::started_at) gives it; none when it
@@ -163,7 +217,7 @@ impl Process {
         // With the handle open, what is read of the id is of the same process, unless that has ended since; and then
         // the handle says so.
         let started_at = started_at(pid)?;
-        Ok(Self { pid, handle: watch(handle)?, started_at, ended: None })
+        Ok(Self { pid, handle: watch(handle)?, started_at, last_words: LastWords::unknown(), ended: None })
     }
 
     /// The process id. It belongs to this worker until [`exited`](Self::exited) has returned.
@@ -174,6 +228,11 @@ impl Process {
     /// When the process began, in clock ticks since boot: with the id, what no other process has.
     pub const fn started_at(&self) -> u64 {
         self.started_at
+    }
+
+    /// What it writes to standard error.
+    pub const fn last_words(&self) -> &LastWords {
+        &self.last_words
     }
 
     /// The pidfd, to take descriptors from the process.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use reuseport_lb::{
-    config::WorkerCommand,
+    config::{ProcessSettings, WorkerCommand, worker::Output},
     group::WorkerId,
     worker::{ExitStatus, Launch, Process, StartError},
 };
@@ -55,6 +55,9 @@ impl Stage {
             group: "default",
             socket: Some(socket),
             open_files: None,
+            settings: &ProcessSettings { output: Output::Inherit, ..ProcessSettings::default() },
+            notify: None,
+            watchdog: None,
         })
     }
 

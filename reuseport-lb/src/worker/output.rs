@@ -1,0 +1,402 @@
+//! What workers write to standard output and error.
+//!
+//! With [`Output::Prefix`] each worker writes into two pipes, and a task for each reads them line by line. One thread
+//! writes the lines on, so that a reader who is slow holds up neither the daemon nor, by more than a pipe's length,
+//! memory: the pipes fill, and the workers wait.
+//!
+//! A worker's end of a pipe can be read from, too, so that the pipe has a reader even when the daemon has died: then
+//! what the worker writes waits in the pipe instead of killing it by SIGPIPE. After [`PIPE_BYTES`] the worker waits,
+//! until a new daemon reads on.
+
+use std::{
+    collections::VecDeque,
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::unix::pipe,
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use crate::{config::worker::Output, group::WorkerId};
+
+/// How much a worker may write while nobody reads; the most that the kernel gives to everybody.
+const PIPE_BYTES: usize = 1024 * 1024;
+
+/// The longest line that is passed on in one piece.
+const MAX_LINE_BYTES: usize = 8 * 1024;
+
+/// How many lines may wait for the writing thread.
+const WAITING_LINES: usize = 256;
+
+/// How many of the last lines are kept for `status`.
+const LAST_LINES: usize = 10;
+
+/// The longest last line that is kept, in characters.
+const MAX_LAST_CHARS: usize = 300;
+
+/// How long to wait for the rest of what a process wrote that has ended.
+const REST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long to wait until the last lines are written on, in the end.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The end of a file from which the last lines are taken.
+const TAIL_BYTES: u64 = 8 * 1024;
+
+/// Where a new process's output goes.
+#[derive(Debug)]
+pub struct Streams {
+    /// Its standard output.
+    pub stdout: Stdio,
+    /// Its standard error.
+    pub stderr: Stdio,
+    /// What it writes to standard error.
+    pub last_words: LastWords,
+}
+
+/// The last lines that a process wrote to standard error, as far as they were seen.
+#[derive(Clone, Debug)]
+pub struct LastWords(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    Unknown,
+    Lines { lines: SharedLines, open: watch::Receiver<()> },
+    File { file: Arc<File>, from: u64 },
+}
+
+type SharedLines = Arc<Mutex<VecDeque<String>>>;
+
+impl LastWords {
+    /// Those of a process whose output nobody follows.
+    pub const fn unknown() -> Self {
+        Self(Source::Unknown)
+    }
+
+    /// Waits until all that the process wrote has been passed on: not for long, since its own children may write on.
+    pub async fn complete(&self) {
+        if let Source::Lines { lines: _, open } = &self.0 {
+            let mut open = open.clone();
+            // Those who pass on hold a sender each, and send nothing.
+            drop(timeout(REST_PATIENCE, open.changed()).await);
+        }
+    }
+
+    /// The lines, the last one last.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.0 {
+            Source::Unknown => Vec::new(),
+            Source::Lines { lines, open: _ } => {
+                lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+            }
+            Source::File { file, from } => tail(file, *from).unwrap_or_else(|error| {
+                tracing::debug!(%error, "cannot read what a worker wrote");
+                Vec::new()
+            }),
+        }
+    }
+}
+
+fn tail(mut file: &File, from: u64) -> io::Result<Vec<String>> {
+    let end = file.seek(SeekFrom::End(0))?;
+    // A file that is shorter now was cut meanwhile, as when logs are rotated.
+    let from = if from <= end { from } else { 0 };
+    file.seek(SeekFrom::Start(from.max(end.saturating_sub(TAIL_BYTES))))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let mut lines: VecDeque<String> = VecDeque::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        keep(&mut lines, line);
+    }
+    Ok(lines.into())
+}
+
+fn keep(lines: &mut VecDeque<String>, line: &[u8]) {
+    let text: String =
+        String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).take(MAX_LAST_CHARS).collect();
+    if text.trim().is_empty() {
+        return;
+    }
+    if lines.len() == LAST_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(text);
+}
+
+impl Streams {
+    /// Makes what a new process of `worker` in `group` writes to.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: out of descriptors, or the folder cannot be written to.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new(output: &Output, group: &str, worker: WorkerId) -> io::Result<Self> {
+        match output {
+            Output::Inherit => Ok(Self {
+                stdout: Stdio::inherit(),
+                stderr: Stdio::inherit(),
+                last_words: LastWords::unknown(),
+            }),
+            Output::Prefix => {
+                let prefix: Arc<str> = format!("[{group}/{worker}] ").into();
+                let (sender, open) = watch::channel(());
+                let lines = SharedLines::default();
+                let (stdout, stderr) = (Pipe::new()?, Pipe::new()?);
+                let from = pipe::Receiver::from_owned_fd(stdout.ours)?;
+                let errors_from = pipe::Receiver::from_owned_fd(stderr.ours)?;
+                let out = Follower { prefix, stream: Stream::Out, last: None, _open: sender };
+                let err = Follower { stream: Stream::Err, last: Some(Arc::clone(&lines)), ..out.clone() };
+                tokio::spawn(out.follow(from));
+                tokio::spawn(err.follow(errors_from));
+                let last_words = LastWords(Source::Lines { lines, open });
+                Ok(Self { stdout: stdout.theirs.into(), stderr: stderr.theirs.into(), last_words })
+            }
+            Output::Folder(folder) => {
+                let mut file = open_log(folder.clone(), group, worker)?;
+                let from = file.seek(SeekFrom::End(0))?;
+                let stdout = file.try_clone()?;
+                let stderr = file.try_clone()?;
+                let last_words =
+                    LastWords(Source::File { file: Arc::new(reopen(folder, group, worker)?), from });
+                Ok(Self { stdout: stdout.into(), stderr: stderr.into(), last_words })
+            }
+        }
+    }
+}
+
+fn log_path(folder: &std::path::Path, group: &str, worker: WorkerId) -> PathBuf {
+    folder.join(format!("{group}-{worker}.log"))
+}
+
+/// Opens the file for appending, as everybody who writes to it does.
+fn open_log(folder: PathBuf, group: &str, worker: WorkerId) -> io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+    OpenOptions::new().append(true).create(true).mode(0o640).open(log_path(&folder, group, worker))
+}
+
+/// Opens the file for reading, with a position of its own.
+fn reopen(folder: &std::path::Path, group: &str, worker: WorkerId) -> io::Result<File> {
+    File::open(log_path(folder, group, worker))
+}
+
+/// A pipe whose end for the worker is a reader of it, too.
+struct Pipe {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (ours, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        if let Err(error) = fcntl_setpipe_size(&write_end, PIPE_BYTES) {
+            tracing::debug!(%error, "a worker's output has a short pipe");
+        }
+        let path = format!("/proc/self/fd/{}", write_end.as_raw_fd());
+        let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Self { ours, theirs: theirs.into() })
+    }
+}
+
+/// Which of the two streams.
+#[derive(Clone, Copy, Debug)]
+enum Stream {
+    Out,
+    Err,
+}
+
+/// Passes one stream of one process on.
+#[derive(Clone)]
+struct Follower {
+    prefix: Arc<str>,
+    stream: Stream,
+    last: Option<SharedLines>,
+    // Gone when all is passed on.
+    _open: watch::Sender<()>,
+}
+
+impl Follower {
+    /// Until nobody can write any more.
+    async fn follow(self, mut from: pipe::Receiver) {
+        let mut lines = Lines::default();
+        let mut chunk = vec![0; MAX_LINE_BYTES];
+        loop {
+            match from.read(&mut chunk).await {
+                Ok(0) => break,
+                Ok(length) => {
+                    for line in lines.split(&chunk[..length]) {
+                        self.pass_on(&line).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(worker = &*self.prefix, %error, "cannot read what the worker writes");
+                    break;
+                }
+            }
+        }
+        if let Some(line) = lines.rest() {
+            self.pass_on(&line).await;
+        }
+    }
+
+    async fn pass_on(&self, line: &[u8]) {
+        if let Some(last) = &self.last {
+            keep(&mut last.lock().unwrap_or_else(PoisonError::into_inner), line);
+        }
+        let line = [self.prefix.as_bytes(), line, b"\n"].concat();
+        // Without a writer there is nobody to tell.
+        drop(WRITER.send(Task::Write(self.stream, line)).await);
+    }
+}
+
+/// Cuts what comes into lines, and lines that are too long into pieces.
+#[derive(Default)]
+struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    fn split(&mut self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        while !bytes.is_empty() {
+            let room = MAX_LINE_BYTES - self.begun.len();
+            let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
+            let (line, rest, is_whole) = match end {
+                Some(end) => (&bytes[..end], &bytes[end + 1..], true),
+                None => {
+                    let cut = room.min(bytes.len());
+                    (&bytes[..cut], &bytes[cut..], cut == room)
+                }
+            };
+            self.begun.extend_from_slice(line);
+            bytes = rest;
+            if is_whole {
+                lines.push(std::mem::take(&mut self.begun));
+            }
+        }
+        lines
+    }
+
+    fn rest(self) -> Option<Vec<u8>> {
+        (!self.begun.is_empty()).then_some(self.begun)
+    }
+}
+
+/// What the writing thread is to do.
+enum Task {
+    Write(Stream, Vec<u8>),
+    Tell(oneshot::Sender<()>),
+}
+
+static WRITER: LazyLock<mpsc::Sender<Task>> = LazyLock::new(start_writer);
+
+/// Waits until all lines that were passed on so far are written, but not long.
+pub async fn flush() {
+    let (done, is_done) = oneshot::channel();
+    let flushed = async {
+        // Without a writer there is nothing to wait for.
+        drop(WRITER.send(Task::Tell(done)).await);
+        drop(is_done.await);
+    };
+    if timeout(FLUSH_PATIENCE, flushed).await.is_err() {
+        tracing::warn!("the last lines of workers are not written, since nobody reads them");
+    }
+}
+
+fn start_writer() -> mpsc::Sender<Task> {
+    let (sender, mut tasks) = mpsc::channel(WAITING_LINES);
+    let writer = thread::Builder::new().name("worker-output".into()).spawn(move || {
+        // Descriptors of its own: whoever else prints must not wait for a lock behind a reader who is slow.
+        let own = |stream: BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from).ok();
+        let (mut out, mut err) = (own(io::stdout().as_fd()), own(io::stderr().as_fd()));
+        while let Some(task) = tasks.blocking_recv() {
+            match task {
+                Task::Write(stream, line) => {
+                    let to = match stream {
+                        Stream::Out => &mut out,
+                        Stream::Err => &mut err,
+                    };
+                    // One call a line, so that lines of the log do not come in between. Who does not want to read it does
+                    // not have to.
+                    drop(to.as_mut().map(|to| to.write_all(&line)));
+                }
+                Task::Tell(done) => drop(done.send(())),
+            }
+        }
+    });
+    if let Err(error) = writer {
+        tracing::error!(%error, "cannot pass on what workers write");
+    }
+    sender
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_is_cut_into_lines() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.split(b"a\nb"), [b"a".to_vec()]);
+        assert_eq!(lines.split(b"c\n\nd\n"), [b"bc".to_vec(), b"".to_vec(), b"d".to_vec()]);
+        assert!(lines.split(b"end").is_empty());
+        assert_eq!(lines.rest(), Some(b"end".to_vec()));
+
+        let mut lines = Lines::default();
+        let long = vec![b'x'; MAX_LINE_BYTES * 2 + 5];
+        let pieces = lines.split(&long);
+        assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [MAX_LINE_BYTES; 2]);
+        assert_eq!(lines.rest().map(|rest| rest.len()), Some(5));
+    }
+
+    #[test]
+    fn a_few_last_lines_are_kept_and_fit() {
+        let mut lines = VecDeque::new();
+        for n in 0..100 {
+            keep(&mut lines, format!("line {n}\x1b[2J").as_bytes());
+        }
+        keep(&mut lines, b" \t ");
+        keep(&mut lines, &[b'x'; 9_000]);
+        assert_eq!(lines.len(), LAST_LINES);
+        assert_eq!(lines[0], "line 91[2J");
+        assert_eq!(lines[LAST_LINES - 1].len(), MAX_LAST_CHARS);
+    }
+
+    #[test]
+    fn of_a_file_the_part_since_the_start_counts() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("log");
+        std::fs::write(&path, "old\n").expect("a file");
+        let file = File::open(&path).expect("the file");
+        let lines = |from| tail(&file, from).expect("the file can be read");
+        assert_eq!(lines(4), [""; 0]);
+        std::fs::write(&path, "old\nnew\nlast\n").expect("the file");
+        assert_eq!(lines(4), ["new", "last"]);
+        std::fs::write(&path, "cut\n").expect("the file");
+        assert_eq!(lines(10), ["cut"]);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_without_our_end_takes_what_is_written() {
+        let Pipe { ours, theirs } = Pipe::new().expect("a pipe");
+        drop(ours);
+        let mut theirs = File::from(theirs);
+        theirs.write_all(b"nobody reads this").expect("no SIGPIPE");
+    }
+}
