@@ -58,6 +58,7 @@ pub struct Launch {
     control: Option<PathBuf>,
     wrapper: Vec<OsString>,
     config: Option<String>,
+    adopts: bool,
 }
 
 impl Launch {
@@ -73,7 +74,13 @@ impl Launch {
             control: None,
             wrapper: Vec::new(),
             config: None,
+            adopts: false,
         }
+    }
+
+    /// What listens on 127.0.0.1:8080, under this policy.
+    pub fn adopt(policy: &str) -> Self {
+        Self { adopts: true, ..Self::policy(policy) }
     }
 
     /// The groups that a configuration file with this text describes.
@@ -171,14 +178,16 @@ impl Launch {
         let pins = PathBuf::from(format!("/sys/fs/bpf/reuseport-lb-test-{}-{number}", std::process::id()));
 
         let mut line = self.wrapper;
-        line.extend([binary().into(), "run".into()]);
+        line.extend([binary().into(), if self.adopts { "adopt" } else { "run" }.into()]);
         let config = folder.path().join("config.toml");
         if let Some(text) = self.config {
             fs::write(&config, text).expect("a file in a temporary folder");
             line.extend(["--config".into(), config.into()]);
         } else {
             line.extend(["--listen".into(), self.listen.to_string().into()]);
-            line.extend(["--workers".into(), self.workers.to_string().into()]);
+            if !self.adopts {
+                line.extend(["--workers".into(), self.workers.to_string().into()]);
+            }
             line.extend(["--policy".into(), self.policy.into()]);
             line.extend(["--stall-after".into(), self.stall_after.into()]);
         }
@@ -209,6 +218,7 @@ impl Launch {
             pins,
             listen: self.listen,
             netns: Arc::clone(netns),
+            adopts: self.adopts,
         }
     }
 }
@@ -225,6 +235,8 @@ pub struct Daemon {
     pins: PathBuf,
     listen: SocketAddr,
     netns: Arc<Netns>,
+    // Whether processes in the namespace are others'.
+    adopts: bool,
 }
 
 impl Daemon {
@@ -364,7 +376,7 @@ impl Daemon {
     fn assert_nothing_left(&self) {
         assert!(!self.control.exists(), "the control socket is left over\n{self}");
         assert_eq!(files_below(&self.pins), Vec::<PathBuf>::new(), "pins are left over\n{self}");
-        let processes = self.netns.processes();
+        let processes = if self.adopts { vec![] } else { self.netns.processes() };
         assert!(processes.is_empty(), "the processes {processes:?} are left over\n{self}");
     }
 
