@@ -168,6 +168,15 @@ impl Launch {
         daemon.output(status)
     }
 
+    /// Starts a daemon beside servers that listen on `port`, waits until it has given up, and sees that they are still
+    /// all there is.
+    pub async fn fail_beside(self, netns: &Arc<Netns>, port: u16) -> Output {
+        let listening = crate::server::listening_at(port);
+        let output = self.fail(netns).await;
+        assert_eq!(crate::server::listening_at(port), listening, "sockets\n{output}");
+        output
+    }
+
     /// Starts a daemon and waits for nothing.
     pub fn spawn(self, netns: &Arc<Netns>) -> Daemon {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

@@ -133,6 +133,11 @@ impl fmt::Display for Server {
     }
 }
 
+/// How many sockets listen on a port in the thread's namespace.
+pub fn listening_at(port: u16) -> usize {
+    reuseport_lb::adopt::listeners(port).expect("the kernel lists its sockets").len()
+}
+
 /// How many listening sockets of the thread's namespace a process holds.
 fn listening(pid: u32) -> usize {
     let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")));

@@ -205,18 +205,7 @@ fn gunicorn_runs_as_a_worker() {
 
 #[test]
 fn uvicorn_runs_as_a_worker() {
-    let line = [
-        "/usr/bin/python3",
-        "-m",
-        "uvicorn",
-        "--fd",
-        "3",
-        "--app-dir",
-        "SERVERS",
-        "--log-level",
-        "warning",
-        "app:asgi",
-    ];
+    let line = ["uvicorn", "--fd", "3", "--app-dir", "SERVERS", "--log-level", "warning", "app:asgi"];
     runs_as_a_worker(&line, false);
 }
 

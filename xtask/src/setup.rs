@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -26,19 +26,21 @@ pub(crate) struct Needs {
     clippy: bool,
     /// What makes and tests the Debian package.
     package: bool,
+    /// The servers that the tests steer.
+    servers: bool,
 }
 
 impl Needs {
     pub(crate) const fn all() -> Self {
-        Self { network_tools: true, clippy: true, package: true }
+        Self { network_tools: true, clippy: true, package: true, servers: true }
     }
 
     pub(crate) const fn build() -> Self {
-        Self { network_tools: false, clippy: false, package: false }
+        Self { network_tools: false, clippy: false, package: false, servers: false }
     }
 
     pub(crate) const fn test() -> Self {
-        Self { network_tools: true, ..Self::build() }
+        Self { network_tools: true, servers: true, ..Self::build() }
     }
 
     pub(crate) const fn package() -> Self {
@@ -90,6 +92,12 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<(Toolchain, 
         (needs.package, "strip", "binutils"),
         (needs.package, "xz", "xz-utils"),
         (needs.package && needs.network_tools, "systemctl", "systemd"),
+        (needs.servers, "nginx", "nginx"),
+        (needs.servers, "haproxy", "haproxy"),
+        (needs.servers, "go", "golang-go"),
+        (needs.servers, "gunicorn", "gunicorn"),
+        (needs.servers, "uvicorn", "uvicorn"),
+        (needs.servers, "node", "nodejs"),
     ] {
         if needed && command::find(program).is_none() {
             missing.push(package);
@@ -100,6 +108,7 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<(Toolchain, 
             bail!("programs are missing; install {}", missing.join(", "));
         }
         changed = true;
+        let _quiet = needs.servers.then(NoStarts::begin).transpose()?;
         apt.install(&missing)?;
     }
     if needs.package && cargo_deb().is_none() {
@@ -193,6 +202,37 @@ impl Apt {
         // Progress is not what the task was asked for.
         apt.stdout(Stdio::null());
         Ok(apt)
+    }
+}
+
+/// Keeps Debian's packages from starting the servers that they bring, for as long as it lives.
+struct NoStarts {
+    /// Whether there was no policy before.
+    made: bool,
+}
+
+impl NoStarts {
+    /// What Debian asks before it starts a service, at boot or by hand.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        let made = !Path::new(Self::POLICY).exists();
+        if made {
+            let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {0} && chmod 755 {0}", Self::POLICY);
+            command::succeed(command::as_root("sh")?.args(["-c", &script]))?;
+        }
+        Ok(Self { made })
+    }
+}
+
+impl Drop for NoStarts {
+    fn drop(&mut self) {
+        let removed = || command::succeed(command::as_root("rm")?.args(["-f", Self::POLICY]));
+        if self.made
+            && let Err(error) = removed()
+        {
+            eprintln!("xtask: {} is left over: {error:#}", Self::POLICY);
+        }
     }
 }
 
