@@ -1,4 +1,4 @@
-//! Which listening sockets the daemon wants to hear of, and what it hears.
+//! What is told of listening sockets: who begins and ceases to listen, and which program picks among them.
 
 use crate::assert_layout;
 
@@ -30,3 +30,27 @@ pub struct ListenEvent {
 }
 
 assert_layout!(ListenEvent, size: 16, align: 8, fields: { cookie: u64, pid: u32, listens: u32 });
+
+/// A listening socket, and the program that picks for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// The socket.
+    pub cookie: u64,
+    /// Its port.
+    pub port: u32,
+    /// 1 when a program picks, else 0.
+    pub attached: u32,
+    /// The program's id, 0 for a classic one.
+    pub program: u32,
+    /// Nothing.
+    pub unused: u32,
+}
+
+assert_layout!(Attached, size: 24, align: 8, fields: {
+    cookie: u64,
+    port: u32,
+    attached: u32,
+    program: u32,
+    unused: u32,
+});

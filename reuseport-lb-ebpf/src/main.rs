@@ -18,6 +18,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkReuseportContext, SockOpsContext},
 };
 
+mod attached;
 #[cfg(feature = "bench")]
 mod baseline;
 mod kernel;
@@ -64,6 +65,14 @@ fn track_connections(ctx: SockOpsContext) -> u32 {
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn watch_listeners(ctx: BtfTracePointContext) -> i32 {
     watch::run(&ctx);
+    0
+}
+
+/// Lists the listening sockets, each with the program that picks for it. aya has no macro for iterators.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+fn list_attached(ctx: *mut aya_ebpf::cty::c_void) -> i32 {
+    attached::run(ctx);
     0
 }
 

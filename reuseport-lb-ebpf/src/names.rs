@@ -29,6 +29,9 @@ pub const WATCH_LISTENERS: &str = "watch_listeners";
 /// The tracepoint that it is attached to.
 pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
 
+/// The program that lists which programs pick among sockets.
+pub const LIST_ATTACHED: &str = "list_attached";
+
 /// The program of policy `hash`.
 pub const SELECT_HASH: &str = "select_hash";
 /// The program of policy `consistent-hash`.

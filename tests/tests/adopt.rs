@@ -8,6 +8,7 @@ use reuseport_lb::{
 };
 use reuseport_lb_tests::{
     GroupExt, Launch, Load, Netns, Server, connections, eventually, in_netns,
+    process::kill_and_wait,
     server::{listening_at, perl},
     within,
 };
@@ -309,5 +310,45 @@ fn a_stranger_among_workers_that_bind_for_themselves_is_named() {
         }
         stranger.kill().await;
         daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_second_program_is_named_and_refused() {
+    in_netns(async |netns| {
+        let _servers = servers(2).await;
+        let first = Launch::adopt("round-robin").start(&netns).await;
+        let named = format!("reuseport-lb (pid {})", first.process().pid);
+        let output = Launch::adopt("hash").fail_beside(&netns, 8080).await;
+        output.failed_with(&["127.0.0.1:8080 is steered already", "select_round_ro", &named]);
+        // Nothing has changed for the first one.
+        let before = first.group().await.outcomes.selected;
+        connections(&first.client(), 10, 2).await.assert_nothing_failed();
+        assert_eq!(first.group().await.outcomes.selected, before + 10);
+        first.stop().await;
+        // Nothing of it is left that would keep the next one out.
+        Launch::adopt("hash").start(&netns).await.stop().await;
+    });
+}
+
+/// A daemon that dies leaves its program behind, which goes on; the next one takes the sockets from it.
+#[test]
+fn the_next_daemon_takes_over_from_one_that_died() {
+    in_netns(async |netns| {
+        let servers = servers(3).await;
+        let first = Launch::adopt("round-robin").start(&netns).await;
+        let load = Load::start(&first.client(), 8);
+        load.more(200).await;
+        kill_and_wait(first.process().pid);
+        load.more(200).await;
+        let second = Launch::adopt("least-loaded").start(&netns).await;
+        load.more(200).await;
+        load.stop().await.assert_nothing_failed();
+        assert_eq!(pids(&second.group().await), pids_of(&servers));
+        let before = second.idle().await.outcomes.selected;
+        connections(&second.client(), 30, 4).await.assert_nothing_failed();
+        let group = second.idle().await;
+        assert_eq!((group.outcomes.selected, group.outcomes.fallback), (before + 30, 0), "{group:#?}");
+        second.stop().await;
     });
 }

@@ -218,16 +218,11 @@ impl Runner {
                 self.take_back(id);
             }
             for (listener, owners, handle) in taken {
-                let added = self.add(&listener, &owners, &handle).and_then(|id| {
-                    self.apply().map_err(|error| {
-                        self.take_back(id);
-                        explain(&error)
-                    })
-                });
-                if let Err(why) = added
-                    && !left_out.iter().any(|left_out| left_out.listener.cookie == listener.cookie)
-                {
-                    left_out.push(LeftOut { listener, owners, why });
+                // What `add` refuses was told above.
+                let Ok(id) = self.add(&listener, &owners, &handle) else { continue };
+                if let Err(error) = self.apply() {
+                    self.take_back(id);
+                    left_out.push(LeftOut { listener, owners, why: explain(&error) });
                 }
             }
         }

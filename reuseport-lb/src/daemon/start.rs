@@ -1,6 +1,12 @@
 //! How the daemon comes to be: what it needs, and what it makes.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
     Daemon, Handle,
@@ -16,7 +22,7 @@ use crate::{
     adopt,
     chain::chain,
     config::{BpfLogLevel, GroupSpec, Sockets, source::Configured},
-    datapath::{self, Applied, KernelDatapath, Missing},
+    datapath::{self, Applied, Attachment, KernelDatapath, Missing},
     group::{Group, Refusal, Supervision, WorkerId},
     netns::Netns,
     worker::descriptors::OpenFiles,
@@ -88,6 +94,14 @@ pub enum GroupError {
     /// A socket of the group cannot be adopted. It would get no connections any more.
     #[error("cannot adopt {0}")]
     LeftOut(Box<LeftOut>),
+    /// Another program picks among the sockets.
+    #[error("{listen} is steered already, by {program}; end that first")]
+    Steered {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// Who does it.
+        program: Attachment,
+    },
     /// The network namespace cannot be entered.
     #[error("cannot enter the network namespace {}", path.display())]
     Netns {
@@ -165,7 +179,8 @@ pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError>
         // Without BTF no program tells of sockets that come and go.
         let follows = *sockets != Sockets::HandedOver;
         let is_fatal = |missing: &&Missing| match missing {
-            Missing::Cgroup => policy.name.compares_loads(),
+            // Or nobody who leaves would ever be seen to be gone.
+            Missing::Cgroup => policy.name.compares_loads() || *sockets == Sockets::Adopted,
             Missing::Btf => follows,
             _ => missing.is_fatal(),
         };
@@ -229,7 +244,7 @@ impl Runner {
     ) -> Result<Self, GroupError> {
         let netns = Netns::open(spec.netns.as_deref())
             .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })?;
-        check_address(&spec, &netns)?;
+        let left_over = check_address(&spec, &netns)?;
         let path = settings.notify_path(&spec.name);
         let notices = (spec.sockets != Sockets::Adopted)
             .then(|| Notices::listen(&path, events.clone()))
@@ -265,13 +280,13 @@ impl Runner {
             logged: Logged { policy: spec.policy, workers: BTreeMap::new() },
             spec,
         };
-        runner.gather()?;
+        runner.gather(left_over)?;
         runner.applied.datapath_mut().settle_in();
         Ok(runner)
     }
 
     /// Gets the sockets that there are to be at the start, and lets the program pick among them.
-    fn gather(&mut self) -> Result<(), GroupError> {
+    fn gather(&mut self, left_over: Option<Attachment>) -> Result<(), GroupError> {
         match self.spec.sockets {
             Sockets::HandedOver => {
                 // As late as possible: until the program is attached, the kernel picks who gets a connection.
@@ -288,6 +303,10 @@ impl Runner {
             Sockets::SelfBound => self.apply()?,
             Sockets::Adopted => {
                 // The news are on already, so that none is missed in between.
+                if let Some(program) = left_over {
+                    tracing::info!(group = self.spec.name, "taking the sockets from the {program}");
+                    program.empty();
+                }
                 let left_out = self.follow().map_err(GroupError::Sockets)?;
                 if let Some(left_out) = left_out.into_iter().next() {
                     return Err(self.give_up(GroupError::LeftOut(Box::new(left_out))));
@@ -318,14 +337,15 @@ impl Runner {
     }
 }
 
-/// Sees whether somebody else is in the way, or has what is to be adopted.
-pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<(), GroupError> {
+/// Sees whether somebody else is in the way, or has what is to be adopted. Gives the program that a daemon which died has
+/// left with the sockets.
+pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<Option<Attachment>, GroupError> {
     let listen = spec.listen;
     let within = |error| GroupError::Sockets(error);
     if spec.sockets != Sockets::Adopted {
         // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
         let conflicts = netns.within(|| adopt::conflicts(listen)).flatten().map_err(within)?;
-        return conflicts.into_iter().next().map_or(Ok(()), |conflict| Err(GroupError::Taken(conflict)));
+        return conflicts.into_iter().next().map_or(Ok(None), |conflict| Err(GroupError::Taken(conflict)));
     }
     let adopt::Present { members, others } =
         netns.within(|| adopt::present(listen)).flatten().map_err(within)?;
@@ -338,7 +358,16 @@ pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<(), Group
             "not of this group, and goes on getting its own connections: {other}"
         );
     }
-    Ok(())
+    let mut left_over = None;
+    let attached =
+        if members.is_empty() { HashMap::new() } else { datapath::attached(listen.port(), netns)? };
+    for program in members.iter().filter_map(|member| attached.get(&member.cookie)) {
+        if !program.is_left_over() {
+            return Err(GroupError::Steered { listen, program: program.clone() });
+        }
+        left_over = Some(program.clone());
+    }
+    Ok(left_over)
 }
 
 fn load(

@@ -32,7 +32,7 @@ use super::{
 use crate::{config::BpfLogLevel, policy::Policy};
 
 /// The selection programs, by policy.
-const PROGRAMS: [(Policy, &str); 6] = [
+pub(super) const PROGRAMS: [(Policy, &str); 6] = [
     (Policy::Hash, names::SELECT_HASH),
     (Policy::ConsistentHash, names::SELECT_CONSISTENT_HASH),
     (Policy::LeastLoaded, names::SELECT_LEAST_LOADED),

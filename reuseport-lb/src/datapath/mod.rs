@@ -6,6 +6,7 @@
 use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 pub use apply::Applied;
+pub use attached::{Attachment, attached};
 pub use cgroup::root as cgroup_root;
 pub use kernel::KernelDatapath;
 pub use requirements::{Missing, check as check_requirements};
@@ -15,6 +16,7 @@ pub use takeover::{PinRecord, TakenOver};
 use crate::policy::{HashOn, Member, Policy};
 
 mod apply;
+mod attached;
 mod cgroup;
 #[cfg(test)]
 mod fake;

@@ -15,6 +15,10 @@ pub(super) struct Offsets {
     handshakes: u32,
     skc_net: u32,
     net_inum: u32,
+    reuseport: u32,
+    program: u32,
+    aux: u32,
+    program_id: u32,
 }
 
 impl Offsets {
@@ -40,18 +44,36 @@ impl Offsets {
                 (0, _) | (_, 0) => 0,
                 (namespace, inum) => namespace + inum,
             },
+            reuseport: find("sock", "sk_reuseport_cb"),
+            program: find("sock_reuseport", "prog"),
+            aux: find("bpf_prog", "aux"),
+            program_id: find("bpf_prog_aux", "id"),
         }
     }
 
     /// Each global's name and value.
-    pub(super) const fn globals(&self) -> [(&'static str, &u32); 5] {
-        let Self { array_ptrs, ack_backlog, handshakes, skc_net, net_inum } = self;
+    pub(super) const fn globals(&self) -> [(&'static str, &u32); 9] {
+        let Self {
+            array_ptrs,
+            ack_backlog,
+            handshakes,
+            skc_net,
+            net_inum,
+            reuseport,
+            program,
+            aux,
+            program_id,
+        } = self;
         [
             ("OFFSET_ARRAY_PTRS", array_ptrs),
             ("OFFSET_ACK_BACKLOG", ack_backlog),
             ("OFFSET_HANDSHAKES", handshakes),
             ("OFFSET_SKC_NET", skc_net),
             ("OFFSET_NET_INUM", net_inum),
+            ("OFFSET_REUSEPORT", reuseport),
+            ("OFFSET_PROGRAM", program),
+            ("OFFSET_AUX", aux),
+            ("OFFSET_PROGRAM_ID", program_id),
         ]
     }
 

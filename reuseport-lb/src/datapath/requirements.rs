@@ -54,7 +54,7 @@ impl fmt::Display for Missing {
             ),
             Self::Btf => f.write_str(
                 "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): accept queues are not seen, so workers that are \
-                 stalled or full are not passed over",
+                 stalled or full are not passed over, and sockets that others open cannot be followed",
             ),
             Self::Jit => f.write_str(
                 "the BPF JIT is off, so steering costs more; turn it on with: sysctl net.core.bpf_jit_enable=1",
