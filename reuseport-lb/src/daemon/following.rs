@@ -54,7 +54,8 @@ impl Following {
     /// Something has changed.
     pub(super) fn look_soon(&mut self, now: Instant) {
         self.delay = FIRST_LOOK;
-        self.look_at = Some(self.look_at.map_or(now, |at| at.min(now)) + FIRST_LOOK);
+        let soon = now + FIRST_LOOK;
+        self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
     }
 
     fn told(&mut self, event: ListenEvent, now: Instant) {

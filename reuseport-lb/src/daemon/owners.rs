@@ -1,5 +1,7 @@
 //! Who takes the connections of adopted sockets.
 
+use std::time::Instant;
+
 use tokio::task::AbortHandle;
 
 use super::{
@@ -20,6 +22,8 @@ impl Runner {
         if !self.group.is_adopted() {
             return;
         }
+        // One that was not told of is found by whoever looks.
+        self.following.look_soon(Instant::now());
         let stale: Vec<(WorkerId, u32)> = self
             .listeners
             .iter()
