@@ -100,7 +100,7 @@ pub enum GroupError {
         /// The address.
         listen: std::net::SocketAddr,
         /// Who does it.
-        program: Attachment,
+        program: Box<Attachment>,
     },
     /// The network namespace cannot be entered.
     #[error("cannot enter the network namespace {}", path.display())]
@@ -363,7 +363,7 @@ pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<Option<At
         if members.is_empty() { HashMap::new() } else { datapath::attached(listen.port(), netns)? };
     for program in members.iter().filter_map(|member| attached.get(&member.cookie)) {
         if !program.is_left_over() {
-            return Err(GroupError::Steered { listen, program: program.clone() });
+            return Err(GroupError::Steered { listen, program: Box::new(program.clone()) });
         }
         left_over = Some(program.clone());
     }
