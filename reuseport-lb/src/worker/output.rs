@@ -23,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::{
+    fs::OFlags,
+    pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
+};
 use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe,
@@ -85,6 +88,25 @@ impl LastWords {
     /// Those of a process whose output nobody follows.
     pub const fn unknown() -> Self {
         Self(Source::Unknown)
+    }
+
+    /// Reads on what a running process writes that an earlier daemon has started with these settings.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn read_on(output: &Output, group: &str, worker: WorkerId, pid: u32) -> Self {
+        match output {
+            Output::Inherit => Self::unknown(),
+            Output::Prefix => follow(group, worker, pipe_of(pid, 1), pipe_of(pid, 2)),
+            Output::Folder(folder) => {
+                let file = reopen(folder, group, worker).and_then(|file| {
+                    let from = file.metadata()?.len();
+                    Ok(Source::File { file: Arc::new(file), from })
+                });
+                Self(file.unwrap_or(Source::Unknown))
+            }
+        }
     }
 
     /// Waits until all that the process wrote has been passed on: not for long, since its own children may write on.
@@ -155,17 +177,10 @@ impl Streams {
                 last_words: LastWords::unknown(),
             }),
             Output::Prefix => {
-                let prefix: Arc<str> = format!("[{group}/{worker}] ").into();
-                let (sender, open) = watch::channel(());
-                let lines = SharedLines::default();
                 let (stdout, stderr) = (Pipe::new()?, Pipe::new()?);
                 let from = pipe::Receiver::from_owned_fd(stdout.ours)?;
                 let errors_from = pipe::Receiver::from_owned_fd(stderr.ours)?;
-                let out = Follower { prefix, stream: Stream::Out, last: None, _open: sender };
-                let err = Follower { stream: Stream::Err, last: Some(Arc::clone(&lines)), ..out.clone() };
-                tokio::spawn(out.follow(from));
-                tokio::spawn(err.follow(errors_from));
-                let last_words = LastWords(Source::Lines { lines, open });
+                let last_words = follow(group, worker, Some(from), Some(errors_from));
                 Ok(Self { stdout: stdout.theirs.into(), stderr: stderr.theirs.into(), last_words })
             }
             Output::Folder(folder) => {
@@ -179,6 +194,37 @@ impl Streams {
             }
         }
     }
+}
+
+/// Passes on what comes from the standard output and error of one process.
+fn follow(
+    group: &str,
+    worker: WorkerId,
+    from: Option<pipe::Receiver>,
+    errors_from: Option<pipe::Receiver>,
+) -> LastWords {
+    let (sender, open) = watch::channel(());
+    let lines = SharedLines::default();
+    let prefix: Arc<str> = format!("[{group}/{worker}] ").into();
+    let out = Follower { prefix, stream: Stream::Out, last: None, _open: sender };
+    let err = Follower { stream: Stream::Err, last: Some(Arc::clone(&lines)), ..out.clone() };
+    for (follower, from) in [(out, from), (err, errors_from)] {
+        if let Some(from) = from {
+            tokio::spawn(follower.follow(from));
+        }
+    }
+    LastWords(Source::Lines { lines, open })
+}
+
+/// The reading end of a stream of a running process, where that is a pipe of ours.
+fn pipe_of(pid: u32, descriptor: u8) -> Option<pipe::Receiver> {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    let flags = u32::from_str_radix(flags.trim(), 8).ok()?;
+    // Only ours can be both read and written.
+    let is_ours = flags & OFlags::ACCMODE.bits() == OFlags::RDWR.bits();
+    let path = format!("/proc/{pid}/fd/{descriptor}");
+    is_ours.then(|| pipe::OpenOptions::new().open_receiver(path).ok()).flatten()
 }
 
 fn log_path(folder: &std::path::Path, group: &str, worker: WorkerId) -> PathBuf {
@@ -390,6 +436,32 @@ mod tests {
         assert_eq!(lines(4), ["new", "last"]);
         std::fs::write(&path, "cut\n").expect("the file");
         assert_eq!(lines(10), ["cut"]);
+    }
+
+    /// As when a daemon takes over from one that has died.
+    #[tokio::test]
+    async fn what_a_running_process_writes_is_read_on() {
+        let (stdout, stderr) = (Pipe::new().expect("a pipe"), Pipe::new().expect("a pipe"));
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo before >&2; read go; echo after >&2"])
+            .stdin(Stdio::piped())
+            .stdout(stdout.theirs)
+            .stderr(stderr.theirs)
+            .spawn()
+            .expect("a shell");
+        drop((stdout.ours, stderr.ours));
+        let last_words = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), child.id());
+        drop(child.stdin.take().map(|mut stdin| stdin.write_all(b"go\n")));
+        let seen = timeout(Duration::from_secs(30), async {
+            while last_words.lines() != ["before", "after"] {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(seen.await.is_ok(), "{:?}", last_words.lines());
+        drop(child.wait());
+
+        let own = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), std::process::id());
+        assert_eq!(own.lines(), [""; 0], "what is no pipe of ours is left alone");
     }
 
     #[tokio::test]

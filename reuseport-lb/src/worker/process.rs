@@ -32,7 +32,7 @@ use super::{
 use crate::{
     config::{
         ProcessSettings, WorkerCommand,
-        worker::{RunAs, Variable},
+        worker::{Output, RunAs, Variable},
     },
     group::WorkerId,
 };
@@ -228,6 +228,11 @@ impl Process {
     /// When the process began, in clock ticks since boot: with the id, what no other process has.
     pub const fn started_at(&self) -> u64 {
         self.started_at
+    }
+
+    /// Reads on what it writes, where an earlier daemon has started it with these settings.
+    pub fn read_on(&mut self, output: &Output, group: &str, worker: WorkerId) {
+        self.last_words = LastWords::read_on(output, group, worker, self.pid());
     }
 
     /// What it writes to standard error.
