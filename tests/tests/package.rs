@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
-use reuseport_lb::control::Status;
+use reuseport_lb::{control::Status, policy::Policy};
 use reuseport_lb_tests::{Client, Machine, Netns, in_netns, run};
 
 const UNIT: &str = "reuseport-lb";
@@ -107,6 +107,10 @@ fn it_installs_runs_and_goes() {
         assert_eq!(property(&machine, "ActiveState").await, "inactive", "nothing starts by itself");
         machine.tell(&["reuseport-lb", "check", "/etc/reuseport-lb/reuseport-lb.toml"]).await;
         machine.tell(&["reuseport-lb", "doctor"]).await;
+        machine.tell(&["bash", "-n", "/usr/share/bash-completion/completions/reuseport-lb"]).await;
+        // Of 100; an unrestricted service has 96.
+        let rated = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=50"];
+        machine.tell(&[&rated[..], &["/usr/lib/systemd/system/reuseport-lb.service"]].concat()).await;
 
         // `start` returns when the daemon has said that it serves.
         start(&machine).await;
@@ -121,6 +125,20 @@ fn it_installs_runs_and_goes() {
             .map(|worker| worker.connections.selected_total)
             .sum();
         assert!(selected > 0, "{running:#?}");
+
+        let configure = async |from: &str, to: &str| {
+            let edit = format!("s/{from}/{to}/");
+            machine.tell(&["sed", "--in-place", &edit, "/etc/reuseport-lb/reuseport-lb.toml"]).await;
+        };
+        configure("consistent-hash", "least-loaded").await;
+        machine.tell(&["systemctl", "reload", UNIT]).await;
+        assert_eq!(status(&machine).await.groups[0].policy.name, Policy::LeastLoaded);
+        configure("least-loaded", "fastest").await;
+        let refused = machine.run(&["systemctl", "reload", UNIT]).await;
+        assert!(!refused.status.success(), "{refused}");
+        let unchanged = status(&machine).await;
+        assert_eq!((unchanged.pid, unchanged.groups[0].policy.name), (running.pid, Policy::LeastLoaded));
+        configure("fastest", "random").await;
 
         machine.tell(&["systemctl", "stop", UNIT]).await;
         assert_eq!(property(&machine, "Result").await, "success");

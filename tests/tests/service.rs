@@ -2,8 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use reuseport_lb::group::WorkerState;
+use reuseport_lb::{group::WorkerState, policy::Policy};
 use reuseport_lb_tests::{Daemon, GroupExt, Launch, Load, Netns, eventually, in_netns};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
@@ -118,6 +119,37 @@ fn a_manager_that_has_gone_does_no_harm() {
         drop(manager);
         daemon.tell(&["drain", "2"]).await;
         daemon.client().ask("/").await.expect("an answer");
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_reload_is_told_from_its_beginning_to_its_end() {
+    in_netns(async |netns| {
+        let mut manager = Manager::new();
+        let config = |policy: &str| {
+            format!("[groups.web]\nlisten = \"127.0.0.1:8080\"\nworkers = 2\npolicy = \"{policy}\"\n")
+        };
+        let daemon = manager.launch(Launch::config(&config("hash")), &[]).spawn(&netns);
+        manager.wait("READY=1").await;
+
+        for (round, file, policy) in
+            [(2, config("random"), Policy::Random), (3, "what is this?".to_owned(), Policy::Random)]
+        {
+            daemon.configure(&file);
+            daemon.process().signal(Signal::HUP);
+            eventually("the end of the reload is told", async || match manager.count("READY=1") {
+                count if count == round => Ok(()),
+                count => Err(format!("{count} times ready")),
+            })
+            .await;
+            // Good or bad, it is over when the daemon says so.
+            assert_eq!(daemon.group().await.policy.name, policy, "{file}");
+            let told = manager.told();
+            let at = |what: &str| told.iter().rposition(|line| line.starts_with(what)).expect(what);
+            assert!(at("RELOADING=1") < at("READY=1"), "{told:?}");
+            assert_eq!(at("MONOTONIC_USEC="), at("RELOADING=1") + 1, "in the same message: {told:?}");
+        }
         daemon.stop().await;
     });
 }

@@ -15,27 +15,38 @@ use crate::{
     workspace::Workspace,
 };
 
+/// How well a package is compressed.
+pub(crate) enum Compression {
+    /// For one that is installed by a test, and thrown away.
+    Fast,
+    /// For one that is given away.
+    Best,
+}
+
 /// Builds the release, and the package of it.
 pub(crate) fn release(workspace: &Workspace) -> Result<()> {
     let (toolchain, _) = setup::ensure(workspace, Needs::package())?;
     let object = bpf::build(workspace, &toolchain)?;
     let daemon = test::build_daemon(workspace, Some(&object), true)?;
-    let package = of(workspace, &daemon)?;
+    let package = of(workspace, &daemon, Compression::Best)?;
     eprintln!("xtask: wrote {}", package.display());
     Ok(())
 }
 
 /// Makes the package of a program that is built already, and returns where it is.
-pub(crate) fn of(workspace: &Workspace, daemon: &Path) -> Result<PathBuf> {
+pub(crate) fn of(workspace: &Workspace, daemon: &Path, compression: Compression) -> Result<PathBuf> {
     stage(workspace, daemon)?;
     let folder = workspace.target.join("debian");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut cargo_deb = Command::new(setup::cargo_deb().context("cargo-deb is not installed")?);
     cargo_deb
         .args(["--package=reuseport-lb", "--no-build", "--no-strip", "--no-dbgsym", "--quiet", "--locked"])
-        .args(["--fast", "--output"])
+        .arg("--output")
         .arg(&folder)
         .current_dir(&workspace.root);
+    if let Compression::Fast = compression {
+        cargo_deb.arg("--fast");
+    }
     let printed = command::output(&mut cargo_deb)?;
     let path = printed.lines().last().context("cargo-deb did not say where the package is")?;
     Ok(workspace.path(path))

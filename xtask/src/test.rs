@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    bpf, command, deb,
+    bpf, command,
+    deb::{self, Compression},
     setup::{self, Needs},
     workspace::Workspace,
 };
@@ -46,7 +47,7 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
         .env(OBJECT_VARIABLE, &object)
         .env(DAEMON_VARIABLE, &daemon);
     if package {
-        cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon)?);
+        cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon, Compression::Fast)?);
     }
     if !chooses_packages(&args) {
         cargo.arg("--workspace");

@@ -72,6 +72,8 @@ impl Daemon {
             Signal::Stop => self.end(),
             Signal::Reload if self.configured.is_none() => {
                 tracing::info!("SIGHUP ignored: the daemon was started without --config");
+                // A service manager that sent it waits for the end of a reload.
+                self.manager.reloading();
             }
             // The log tells what came of it.
             Signal::Reload => drop(self.reload(false)),

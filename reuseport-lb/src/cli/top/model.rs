@@ -69,15 +69,16 @@ impl Model {
     /// After another look.
     pub(super) fn update(&mut self, status: Status, looked: Instant) {
         let passed = looked.saturating_duration_since(self.looked);
-        // Counters of another daemon have begun anew.
-        let before = (self.status.pid == status.pid).then_some(&self.status);
+        let before: BTreeMap<_, _> = workers(&self.status)
+            // Counters of another daemon have begun anew.
+            .filter(|_| self.status.pid == status.pid)
+            .map(|(group, worker)| ((group.name.clone(), worker.id), worker.connections.selected_total))
+            .collect();
         self.rates = workers(&status)
             .filter_map(|(group, worker)| {
-                let before =
-                    workers(before?).find(|(old, other)| old.name == group.name && other.id == worker.id);
-                let before = before?.1.connections.selected_total;
-                let rate = rate(before, worker.connections.selected_total, passed)?;
-                Some(((group.name.clone(), worker.id), rate))
+                let key = (group.name.clone(), worker.id);
+                let rate = rate(*before.get(&key)?, worker.connections.selected_total, passed)?;
+                Some((key, rate))
             })
             .collect();
         self.selected = self.selected.min(workers(&status).count().saturating_sub(1));
