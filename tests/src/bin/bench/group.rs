@@ -16,6 +16,8 @@ use reuseport_lb::{
     policy::{HashOn, Member, Policy, ring::Ring, shares},
 };
 
+use socket2::Socket;
+
 use crate::traffic::{Close, Listeners};
 
 /// The selection program that does nothing.
@@ -27,6 +29,40 @@ pub(crate) const TRACK_NOTHING: &str = "track_nothing";
 const SEED: u64 = 0x5eed_5eed_5eed_5eed;
 /// The daemon's own default, so that the price of looking at accept queues is in the figures.
 const STALL_AFTER: Duration = Duration::from_millis(50);
+
+/// Loads what a daemon loads for a group of these sockets, all eligible and of the same weight. No selection program
+/// runs before one is attached; the one that counts connections does.
+pub(crate) fn load(sockets: &[Socket]) -> Result<KernelDatapath> {
+    let workers = u16::try_from(sockets.len()).context("too many workers")?;
+    let pins = format!("/sys/fs/bpf/reuseport-lb-bench-{}", std::process::id());
+    let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None, None)?;
+    for (slot, socket) in (0..workers).zip(sockets) {
+        datapath.insert(slot, socket.as_fd())?;
+    }
+    let members: Vec<Member> = (0..workers).map(|slot| Member { slot, weight: 1 }).collect();
+    let mut ring = Ring::new(Ring::size_for(workers));
+    ring.rebuild(&members);
+    let mut schedule = Vec::new();
+    shares::schedule(&members, &mut schedule);
+    datapath.commit(&Selection {
+        members: &members,
+        shares: &schedule,
+        ring: ring.as_slice(),
+        hash_on: [HashOn::Flow; 2],
+        refuse: false,
+        stall_after: STALL_AFTER,
+    })?;
+    Ok(datapath)
+}
+
+/// Takes away what [`load`] has loaded, so that it can be loaded again: a socket fits into one map only, and the kernel
+/// takes its time to free one.
+pub(crate) fn unload(mut datapath: KernelDatapath, sockets: &[Socket]) -> Result<()> {
+    for (slot, _) in (0..).zip(sockets) {
+        datapath.remove(slot)?;
+    }
+    Ok(())
+}
 
 /// A group of listening sockets, with everything loaded.
 pub(crate) struct Group {
@@ -42,24 +78,7 @@ impl Group {
     pub(crate) fn new(workers: u16, baseline: &Path) -> Result<Self> {
         let listeners = Listeners::new(workers)?;
 
-        let pins = format!("/sys/fs/bpf/reuseport-lb-bench-{}", std::process::id());
-        let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None, None)?;
-        for (slot, socket) in (0..workers).zip(listeners.sockets()) {
-            datapath.insert(slot, socket.as_fd())?;
-        }
-        let members: Vec<Member> = (0..workers).map(|slot| Member { slot, weight: 1 }).collect();
-        let mut ring = Ring::new(Ring::size_for(workers));
-        ring.rebuild(&members);
-        let mut schedule = Vec::new();
-        shares::schedule(&members, &mut schedule);
-        datapath.commit(&Selection {
-            members: &members,
-            shares: &schedule,
-            ring: ring.as_slice(),
-            hash_on: [HashOn::Flow; 2],
-            refuse: false,
-            stall_after: STALL_AFTER,
-        })?;
+        let datapath = load(listeners.sockets())?;
 
         let mut baseline = EbpfLoader::new()
             .btf(None)

@@ -7,19 +7,20 @@
 use std::{fmt, path::Path};
 
 use anyhow::{Result, ensure};
-use clap::ValueEnum as _;
-use comfy_table::{CellAlignment, Table, presets};
 use reuseport_lb::policy::Policy;
 use reuseport_lb_ebpf::names::TRACK_CONNECTIONS;
 use reuseport_lb_tests::Netns;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Options,
+    Scale,
     counters::{Counters, Runs},
+    goals::Goal,
     group::{Group, SELECT_NOTHING, TRACK_NOTHING},
     machine::Machine,
     samples::Summary,
+    steering::policies,
+    tables,
     traffic::Close,
 };
 
@@ -29,7 +30,7 @@ const WORKERS: [u16; 5] = [4, 16, 64, 512, 1024];
 const TURN: u32 = 1000;
 
 /// The result.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     machine: Machine,
     rounds: u32,
@@ -38,8 +39,8 @@ pub(crate) struct Report {
 }
 
 /// The result for one size of group.
-#[derive(Debug, Serialize)]
-struct GroupReport {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct GroupReport {
     workers: u16,
     /// What the kernel says that an empty selection program takes.
     empty_ns: Summary,
@@ -48,14 +49,14 @@ struct GroupReport {
 }
 
 /// The selection program of one policy.
-#[derive(Debug, Serialize)]
-struct PolicyReport {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PolicyReport {
     policy: Policy,
     above_empty_ns: Summary,
 }
 
 /// The program that counts connections.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct TrackerReport {
     runs_per_connection: Summary,
     /// Of all runs of a connection together, those for the client's socket included.
@@ -63,13 +64,13 @@ struct TrackerReport {
 }
 
 /// Measures all groups, one after the other.
-pub(crate) fn measure(options: &Options) -> Result<Report> {
-    let turns = if options.quick { 4 } else { 20 };
-    let rounds = options.rounds.get();
+pub(crate) fn measure(scale: Scale, baseline: &Path) -> Result<Report> {
+    let turns = scale.of(8, 4, 1);
+    let rounds = scale.rounds(7, 5);
     let mut groups = Vec::new();
-    for workers in WORKERS {
-        eprintln!("bench: {workers} workers");
-        groups.push(Netns::new().within(|| measure_group(workers, rounds, turns, &options.baseline))?);
+    for workers in scale.sizes(&WORKERS) {
+        eprintln!("bench: run time of the programs, {workers} workers");
+        groups.push(Netns::new().within(|| measure_group(*workers, rounds, turns, baseline))?);
     }
     Ok(Report { machine: Machine::here()?, rounds, connections_per_round: turns * TURN, groups })
 }
@@ -77,8 +78,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 fn measure_group(workers: u16, rounds: u32, turns: u32, baseline: &Path) -> Result<GroupReport> {
     let mut group = Group::new(workers, baseline)?;
     let counters = Counters::enable()?;
-    let policies: Vec<Policy> =
-        Policy::value_variants().iter().copied().filter(|policy| *policy != Policy::Kernel).collect();
+    let policies = policies();
 
     let mut empty_ns = Vec::new();
     let mut policies_ns = vec![Vec::new(); policies.len()];
@@ -141,6 +141,45 @@ fn program_of(policy: Policy) -> String {
     format!("select_{}", policy.as_str().replace('-', "_"))
 }
 
+impl Report {
+    /// What the programs may take.
+    pub(crate) fn goals(&self) -> Vec<Goal> {
+        let mut goals = Vec::new();
+        let limits = [
+            (Policy::ConsistentHash, 80.0, 150.0),
+            (Policy::LeastLoaded, 110.0, 200.0),
+            (Policy::PowerOfTwo, 110.0, 200.0),
+        ];
+        for group in &self.groups {
+            for (policy, few, many) in limits {
+                let limit = match group.workers {
+                    16 => few,
+                    1024 => many,
+                    _ => continue,
+                };
+                let ns = group
+                    .selection
+                    .iter()
+                    .find(|report| report.policy == policy)
+                    .map(|report| report.above_empty_ns.median);
+                if let Some(ns) = ns {
+                    goals.push(Goal::at_most(
+                        format!("{policy}, {} workers: a run", group.workers),
+                        limit,
+                        ns,
+                        " ns",
+                    ));
+                }
+            }
+        }
+        let trackers = self.groups.iter().map(|group| group.tracker.above_empty_ns_per_connection.median);
+        if let Some(worst) = trackers.max_by(f64::total_cmp) {
+            goals.push(Goal::at_most("counting, a connection, in the dearest group", 250.0, worst, " ns"));
+        }
+        goals
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { machine, rounds, connections_per_round, groups } = self;
@@ -149,11 +188,9 @@ impl fmt::Display for Report {
             f,
             "median (min–max) of {rounds} rounds of {connections_per_round} connections, in ns above an empty program\n"
         )?;
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
         let mut header = vec!["workers".to_owned()];
         header.extend(groups.iter().map(|group| group.workers.to_string()));
-        table.set_header(header);
+        let mut table = tables::new(header);
         let policies = groups.first().map_or(0, |group| group.selection.len());
         for index in 0..policies {
             let mut row = vec![groups[0].selection[index].policy.to_string()];
@@ -168,9 +205,6 @@ impl fmt::Display for Report {
         row("tracker, a connection", |group| group.tracker.above_empty_ns_per_connection);
         row("tracker's runs, a connection", |group| group.tracker.runs_per_connection);
         row("empty program, as measured", |group| group.empty_ns);
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        write!(f, "{table}")
+        writeln!(f, "{table}")
     }
 }
