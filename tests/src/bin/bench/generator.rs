@@ -62,7 +62,7 @@ pub(crate) struct Load {
 /// What became of the connections of a load.
 #[derive(Debug)]
 pub(crate) struct Account {
-    /// Of each answered connection the time to the first byte, in ns.
+    /// Of each answered connection the time to the first byte, in ns, and of each that was given up the time until then.
     pub(crate) times: Histogram<u64>,
     /// The connections that each worker answered.
     pub(crate) by_worker: Vec<u64>,
@@ -97,7 +97,7 @@ impl Account {
 
     /// The answered connections.
     pub(crate) fn answered(&self) -> u64 {
-        self.times.len()
+        self.times.len() - self.timed_out
     }
 
     /// The connections without an answer.
@@ -110,8 +110,12 @@ impl Account {
         self.answered() as f64 / self.elapsed.as_secs_f64()
     }
 
-    fn answer(&mut self, worker: u16, begun: Instant, time: Duration) {
+    fn time(&mut self, time: Duration) {
         self.times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn answer(&mut self, worker: u16, begun: Instant, time: Duration) {
+        self.time(time);
         let index = usize::from(worker);
         if self.by_worker.len() <= index {
             self.by_worker.resize(index + 1, 0);
@@ -383,6 +387,7 @@ impl<'a> Driver<'a> {
                 self.places[place] = None;
                 self.free.push(place);
                 self.account.timed_out += 1;
+                self.account.time(self.load.patience);
             }
         }
     }

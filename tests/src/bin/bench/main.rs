@@ -1,18 +1,26 @@
 //! The benchmarks: what steering costs and what it gains, measured on the running kernel. `cargo xtask bench` builds
 //! and runs them.
 
+mod cluster;
+mod control;
 mod counters;
+mod docs;
+mod events;
 mod generator;
 mod goals;
 mod group;
 mod machine;
 mod peers;
+mod plots;
+mod process;
 mod runtime;
 mod samples;
 mod short;
+mod spread;
 mod steering;
 mod tables;
 mod traffic;
+mod unwell;
 mod worker;
 mod workers;
 
@@ -20,7 +28,7 @@ use std::{fmt::Display, fs, num::NonZeroU32, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 use serde::Serialize;
 
 use crate::goals::{Goal, Goals};
@@ -40,6 +48,15 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// Write the measured part of docs/BENCHMARKS.md, and its plots, from the results.
+    Docs {
+        /// Where the results are.
+        #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+        output: PathBuf,
+        /// Where the page is.
+        #[arg(long, value_name = "FOLDER", default_value = "docs")]
+        docs: PathBuf,
+    },
     /// A worker; the benchmarks start it.
     #[command(hide = true)]
     Worker(worker::Options),
@@ -52,9 +69,9 @@ struct Options {
     scenarios: Vec<Scenario>,
     #[command(flatten)]
     scale: Scale,
-    /// The BPF object with programs that do nothing.
-    #[arg(long, value_name = "FILE", env = "REUSEPORT_LB_BENCH_OBJECT", hide = true)]
-    baseline: Option<PathBuf>,
+    /// The BPF object to compare with and to measure by.
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
     /// Where to write the results as JSON.
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     output: PathBuf,
@@ -99,6 +116,14 @@ impl Scale {
 enum Scenario {
     /// Short connections: rate and latency
     Short,
+    /// Open connections: how evenly they lie
+    Spread,
+    /// A slow worker, a hung one, and one with a heavy tail
+    Unwell,
+    /// Failed connections while workers are killed, drained and restarted, and policies switched
+    Events,
+    /// How long commands take, and what the daemon takes
+    Control,
     /// Run time of each BPF program above an empty one
     Runtime,
 }
@@ -115,22 +140,42 @@ fn main() -> ExitCode {
 
 fn perform(command: &Command) -> Result<()> {
     let Command { part, options } = command;
-    if let Some(Part::Worker(options)) = part {
-        return worker::run(options);
+    match part {
+        Some(Part::Worker(options)) => return worker::run(options),
+        Some(Part::Docs { output, docs }) => return docs::write(output, docs),
+        None => {}
     }
     raise_file_limit()?;
+    // What else the machine does should disturb as little as can be. The workers and proxies inherit it.
+    setpriority_process(None, -20).context("setpriority")?;
 
     let scenarios: &[Scenario] =
         if options.scenarios.is_empty() { Scenario::value_variants() } else { &options.scenarios };
+    let object = || options.object.as_deref().context("no --object: run `cargo xtask bench`");
     for scenario in scenarios {
         match scenario {
             Scenario::Short => {
                 let report = short::measure(options.scale)?;
                 publish(options, "short", &report, &report.goals())?;
             }
+            Scenario::Spread => {
+                let report = spread::measure(options.scale)?;
+                publish(options, "spread", &report, &report.goals())?;
+            }
+            Scenario::Unwell => {
+                let report = unwell::measure(options.scale)?;
+                publish(options, "unwell", &report, &report.goals())?;
+            }
+            Scenario::Events => {
+                let report = events::measure(options.scale)?;
+                publish(options, "events", &report, &report.goals())?;
+            }
+            Scenario::Control => {
+                let report = control::measure(options.scale, object()?)?;
+                publish(options, "control", &report, &report.goals())?;
+            }
             Scenario::Runtime => {
-                let baseline = options.baseline.as_deref().context("no --baseline")?;
-                let report = runtime::measure(options.scale, baseline)?;
+                let report = runtime::measure(options.scale, object()?)?;
                 publish(options, "runtime", &report, &report.goals())?;
             }
         }
@@ -150,7 +195,10 @@ fn raise_file_limit() -> Result<()> {
 
 /// Prints a result, and writes it down.
 fn publish(options: &Options, name: &str, report: &(impl Display + Serialize), goals: &[Goal]) -> Result<()> {
-    println!("## {name}\n\n{report}\n{}\n", Goals(goals));
+    println!("## {name}\n\n{report}");
+    if !goals.is_empty() {
+        println!("{}\n", Goals(goals));
+    }
     let path = options.output.join(name).with_extension("json");
     fs::write(&path, serde_json::to_string_pretty(report)?)
         .with_context(|| format!("cannot write {}", path.display()))?;

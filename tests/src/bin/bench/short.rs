@@ -9,10 +9,7 @@ use std::{fmt, net::SocketAddr, os::fd::AsFd as _, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 use hdrhistogram::Histogram;
-use reuseport_lb::{
-    datapath::{Datapath as _, KernelDatapath},
-    policy::Policy,
-};
+use reuseport_lb::datapath::{Datapath as _, KernelDatapath};
 use reuseport_lb_ebpf::outcome::Outcome;
 use reuseport_lb_tests::Netns;
 use serde::{Deserialize, Serialize};
