@@ -26,6 +26,7 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--features=reuseport-lb-tests/bench",
         "--locked",
         "--",
         "-Dwarnings",

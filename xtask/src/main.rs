@@ -50,7 +50,7 @@ enum Task {
     },
     /// Build everything from source with optimisation and run the benchmarks as root.
     Bench {
-        /// What the benchmarks get: SCENARIO, --quick, --rounds N.
+        /// What the benchmarks get: SCENARIO…, --quick, --rounds N; or docs, which writes docs/BENCHMARKS.md.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },

@@ -17,6 +17,9 @@ use crate::{
 /// The version of `cargo-deb` that makes the Debian package.
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
+/// The module of nginx that the benchmarks need, where Debian has it.
+const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// What a task needs beside a toolchain that builds the BPF programs.
 #[derive(Clone, Copy)]
 pub(crate) struct Needs {
@@ -28,15 +31,17 @@ pub(crate) struct Needs {
     package: bool,
     /// The servers that the tests steer.
     servers: bool,
+    /// HAProxy and nginx, which the benchmarks compare with.
+    proxies: bool,
 }
 
 impl Needs {
     pub(crate) const fn all() -> Self {
-        Self { network_tools: true, clippy: true, package: true, servers: true }
+        Self { network_tools: true, clippy: true, package: true, servers: true, proxies: false }
     }
 
     pub(crate) const fn build() -> Self {
-        Self { network_tools: false, clippy: false, package: false, servers: false }
+        Self { network_tools: false, clippy: false, package: false, servers: false, proxies: false }
     }
 
     pub(crate) const fn test() -> Self {
@@ -50,6 +55,10 @@ impl Needs {
     /// The same, and the package.
     pub(crate) const fn with_package(self) -> Self {
         Self { package: true, ..self }
+    }
+
+    pub(crate) const fn bench() -> Self {
+        Self { network_tools: true, proxies: true, ..Self::build() }
     }
 
     pub(crate) const fn lint() -> Self {
@@ -92,8 +101,8 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<(Toolchain, 
         (needs.package, "strip", "binutils"),
         (needs.package, "xz", "xz-utils"),
         (needs.package && needs.network_tools, "systemctl", "systemd"),
-        (needs.servers, "nginx", "nginx"),
-        (needs.servers, "haproxy", "haproxy"),
+        (needs.servers || needs.proxies, "nginx", "nginx"),
+        (needs.servers || needs.proxies, "haproxy", "haproxy"),
         (needs.servers, "go", "golang-go"),
         (needs.servers, "gunicorn", "gunicorn"),
         (needs.servers, "uvicorn", "uvicorn"),
@@ -103,12 +112,15 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<(Toolchain, 
             missing.push(package);
         }
     }
+    if needs.proxies && !Path::new(STREAM_MODULE).exists() {
+        missing.push("libnginx-mod-stream");
+    }
     if !missing.is_empty() {
         if !is_debian() {
             bail!("programs are missing; install {}", missing.join(", "));
         }
         changed = true;
-        let _quiet = needs.servers.then(NoStarts::begin).transpose()?;
+        let _quiet = (needs.servers || needs.proxies).then(NoStarts::begin).transpose()?;
         apt.install(&missing)?;
     }
     if needs.package && cargo_deb().is_none() {

@@ -20,7 +20,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// What `reuseport-lb/build.rs` reads: the object to embed in place of the committed one.
 const OBJECT_VARIABLE: &str = "REUSEPORT_LB_BPF_OBJECT";
 /// What the integration tests read: the daemon to start.
-const DAEMON_VARIABLE: &str = "REUSEPORT_LB_BIN";
+pub(crate) const DAEMON_VARIABLE: &str = "REUSEPORT_LB_BIN";
 /// What the test of the Debian package reads: the package to install.
 const PACKAGE_VARIABLE: &str = "REUSEPORT_LB_DEB";
 /// The test of the Debian package.
@@ -50,7 +50,8 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
         cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon, Compression::Fast)?);
     }
     if !chooses_packages(&args) {
-        cargo.arg("--workspace");
+        // The benchmarks have unit tests, too.
+        cargo.args(["--workspace", "--features=reuseport-lb-tests/bench"]);
     }
     if !is_root {
         // Only what the compiler made runs as root, not the compiler.
@@ -62,7 +63,7 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
 
 /// Builds `reuseport-lb` with this BPF object in it, or else the committed one, and returns where it is.
 pub(crate) fn build_daemon(workspace: &Workspace, object: Option<&Path>, release: bool) -> Result<PathBuf> {
-    build_binary(workspace, object, ["--package=reuseport-lb", "--bin=reuseport-lb"], release)
+    build_binary(workspace, object, &["--package=reuseport-lb", "--bin=reuseport-lb"], release)
 }
 
 /// Builds the one binary that `selection` names, with this BPF object in it or else the committed one, and returns
@@ -70,7 +71,7 @@ pub(crate) fn build_daemon(workspace: &Workspace, object: Option<&Path>, release
 pub(crate) fn build_binary(
     workspace: &Workspace,
     object: Option<&Path>,
-    selection: [&str; 2],
+    selection: &[&str],
     release: bool,
 ) -> Result<PathBuf> {
     let mut cargo = command::cargo();

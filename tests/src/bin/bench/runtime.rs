@@ -35,24 +35,24 @@ pub(crate) struct Report {
     machine: Machine,
     rounds: u32,
     connections_per_round: u32,
-    groups: Vec<GroupReport>,
+    pub(crate) groups: Vec<GroupReport>,
 }
 
 /// The result for one size of group.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GroupReport {
-    workers: u16,
+    pub(crate) workers: u16,
     /// What the kernel says that an empty selection program takes.
     empty_ns: Summary,
-    selection: Vec<PolicyReport>,
+    pub(crate) selection: Vec<PolicyReport>,
     tracker: TrackerReport,
 }
 
 /// The selection program of one policy.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PolicyReport {
-    policy: Policy,
-    above_empty_ns: Summary,
+    pub(crate) policy: Policy,
+    pub(crate) above_empty_ns: Summary,
 }
 
 /// The program that counts connections.
