@@ -38,7 +38,7 @@ impl Policy {
         let (line, now) = match wanted {
             None => (present.to_string(), *present),
             Some(wanted) => {
-                let now = client.set_policy(Some(group), wanted).await?.policy;
+                let now = client.set_policy(Some(group), wanted).await?;
                 let line = if now == *present {
                     format!("group {group} keeps policy {now}")
                 } else {

@@ -19,8 +19,8 @@ use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 use crate::{
     control::{
-        DrainRequest, ErrorBody, GroupStatus, ONLY_GROUP, OperationStatus, ReloadRequest, ReloadStatus,
-        RestartRequest, ScaleRequest, Status, WeightRequest, WorkerStatus,
+        DrainRequest, ErrorBody, ONLY_GROUP, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
+        ScaleRequest, Status, WeightRequest, WorkerStatus,
     },
     group::WorkerId,
     policy::PolicySpec,
@@ -125,7 +125,7 @@ impl Client {
     }
 
     /// Gives a group another policy. No group means the only one there is, here and below.
-    pub async fn set_policy(&self, group: Option<&str>, policy: PolicySpec) -> Result<GroupStatus, Error> {
+    pub async fn set_policy(&self, group: Option<&str>, policy: PolicySpec) -> Result<PolicySpec, Error> {
         let group = group.unwrap_or(ONLY_GROUP);
         self.ask(Method::PUT, &format!("/v1/groups/{group}/policy"), Some(&policy)).await
     }

@@ -3,7 +3,7 @@
 //! | request | body | answer |
 //! | --- | --- | --- |
 //! | `GET /v1/status` | | [`Status`] |
-//! | `PUT /v1/groups/{group}/policy` | [`PolicySpec`] | [`GroupStatus`] |
+//! | `PUT /v1/groups/{group}/policy` | [`PolicySpec`] | [`PolicySpec`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/drain` | [`DrainRequest`] | [`WorkerStatus`] |
 //! | `DELETE /v1/groups/{group}/workers/{id}/drain` | | [`WorkerStatus`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/start` | | [`WorkerStatus`] |

@@ -33,8 +33,8 @@ pub use super::socket::{BindError, ControlSocket, bind};
 use crate::{
     config::values,
     control::{
-        DrainRequest, ErrorBody, GroupStatus, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
-        ScaleRequest, Status, WeightRequest, WorkerStatus, metrics,
+        DrainRequest, ErrorBody, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest,
+        Status, WeightRequest, WorkerStatus, metrics,
     },
     daemon::{self, Handle, RequestError},
     group::{WEIGHT_RANGE, WorkerId},
@@ -170,7 +170,7 @@ async fn set_policy(
     State(daemon): State<Handle>,
     GroupPath(group): GroupPath,
     request: Request,
-) -> Result<Json<GroupStatus>, ApiError> {
+) -> Result<Json<PolicySpec>, ApiError> {
     let PolicySpec { name, hash_on } = read_json(request).await?;
     // The default stands in each answer, so what `GET` gave may be `PUT` back whether the policy hashes or not.
     let hash_on = (hash_on != HashOn::default()).then_some(hash_on);
@@ -419,7 +419,7 @@ mod tests {
         assert_eq!(client.status().await.expect("status").groups[0].workers.len(), 3);
 
         let random = PolicySpec { name: Policy::Random, hash_on: HashOn::Flow };
-        assert_eq!(client.set_policy(None, random).await.expect("policy").policy, random);
+        assert_eq!(client.set_policy(None, random).await.expect("policy"), random);
         assert_eq!(client.status().await.expect("status").groups[0].policy, random);
 
         let drained =

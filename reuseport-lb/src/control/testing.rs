@@ -133,7 +133,7 @@ impl State {
             }
             Request::SetPolicy(group, policy, reply) => drop(reply.send(self.group(&group).map(|group| {
                 group.policy = policy;
-                group.clone()
+                policy
             }))),
             Request::Drain(group, id, request, reply) => drop(reply.send(self.drain(&group, id, request))),
             Request::Undrain(group, id, reply) => drop(reply.send(self.worker(&group, id).map(|worker| {

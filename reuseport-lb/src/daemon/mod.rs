@@ -11,8 +11,8 @@ pub use start::{GroupError, Options, Settings, StartError, check, start};
 
 use crate::{
     control::{
-        DrainRequest, GroupStatus, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
-        ScaleRequest, Status, WorkerStatus,
+        DrainRequest, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest, Status,
+        WorkerStatus,
     },
     group::{Refusal, WorkerId},
     policy::PolicySpec,
@@ -39,7 +39,7 @@ pub enum Request {
     /// Everything about everything.
     Status(Reply<Status>),
     /// Another policy for a group.
-    SetPolicy(GroupName, PolicySpec, Reply<GroupStatus>),
+    SetPolicy(GroupName, PolicySpec, Reply<PolicySpec>),
     /// No new connection for a worker.
     Drain(GroupName, WorkerId, DrainRequest, Reply<WorkerStatus>),
     /// New connections for a worker again; starts it when it is down.

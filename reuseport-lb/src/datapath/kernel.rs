@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Datapath, Error, Selection, SlotLoad,
+    Datapath, Error, Selection, SlotLoad, memory,
     object::Object,
     offsets::Offsets,
     pins::{self, Earlier, Pins},
@@ -133,6 +133,8 @@ impl KernelDatapath {
             Some(_) => takeover::other_socket_arrays(group, &ebpf)?,
             None => vec![],
         };
+        // A daemon lives for months with what it takes now.
+        memory::give_back();
         Ok(Self {
             tables: SharedTables::map(map_data(&ebpf, names::TABLES)?.fd())?,
             loads: SharedLoads::map(map_data(&ebpf, names::WORKERS)?.fd())?,

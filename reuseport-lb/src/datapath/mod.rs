@@ -21,6 +21,7 @@ mod cgroup;
 #[cfg(test)]
 mod fake;
 mod kernel;
+mod memory;
 mod object;
 mod offsets;
 mod pins;

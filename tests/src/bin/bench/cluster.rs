@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use reuseport_lb::{
-    control::{GroupStatus, client::Client},
+    control::client::Client,
     policy::{HashOn, Policy, PolicySpec},
 };
 use reuseport_lb_tests::{Daemon, GroupExt as _, Launch, Netns, PATIENCE, eventually};
@@ -96,7 +96,7 @@ impl Cluster {
         Ok(self.daemon.listen())
     }
 
-    pub(crate) async fn set_policy(&self, policy: Policy) -> Result<GroupStatus> {
+    pub(crate) async fn set_policy(&self, policy: Policy) -> Result<PolicySpec> {
         let policy = PolicySpec { name: policy, hash_on: HashOn::default() };
         self.client.set_policy(None, policy).await.context("cannot switch the policy")
     }
