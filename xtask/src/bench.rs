@@ -41,8 +41,8 @@ pub(crate) fn bench(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
     test::mount_bpffs()?;
 
     let mut bench = command::as_root(bench)?;
-    bench.arg("--object").arg(bench_object).arg("--output").arg(output).args(args);
-    command::succeed(bench.env(test::DAEMON_VARIABLE, daemon))
+    bench.arg("--output").arg(output).args(args);
+    command::succeed(bench.env(test::DAEMON_VARIABLE, daemon).env(test::BENCH_OBJECT_VARIABLE, bench_object))
 }
 
 fn build(workspace: &Workspace, object: Option<&Path>) -> Result<PathBuf> {

@@ -21,6 +21,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 const OBJECT_VARIABLE: &str = "REUSEPORT_LB_BPF_OBJECT";
 /// What the integration tests read: the daemon to start.
 pub(crate) const DAEMON_VARIABLE: &str = "REUSEPORT_LB_BIN";
+/// What the benchmarks read, and so does their test: the object to compare with.
+pub(crate) const BENCH_OBJECT_VARIABLE: &str = "REUSEPORT_LB_BENCH_OBJECT";
 /// What the test of the Debian package reads: the package to install.
 const PACKAGE_VARIABLE: &str = "REUSEPORT_LB_DEB";
 /// The test of the Debian package.
@@ -49,9 +51,12 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
     if package {
         cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon, Compression::Fast)?);
     }
-    if !chooses_packages(&args) {
-        // The benchmarks have unit tests, too.
+    let all = !chooses_packages(&args);
+    if all {
         cargo.args(["--workspace", "--features=reuseport-lb-tests/bench"]);
+    }
+    if all || args.iter().any(|arg| arg.to_string_lossy().contains("bench")) {
+        cargo.env(BENCH_OBJECT_VARIABLE, bpf::build_bench(workspace, &toolchain)?);
     }
     if !is_root {
         // Only what the compiler made runs as root, not the compiler.

@@ -54,8 +54,8 @@ impl Cluster {
     /// The same, with proxies.
     pub(crate) async fn with_peers(netns: &Arc<Netns>, size: u16, arguments: &[&str]) -> Result<Self> {
         let mut cluster = Self::start(netns, size, &[&["--pin", "--own-port"], arguments].concat()).await?;
-        cluster.haproxy = Some(Peer::start(Proxy::Haproxy, size)?);
-        cluster.nginx = Some(Peer::start(Proxy::Nginx, size)?);
+        cluster.haproxy = Peer::start_if_installed(Proxy::Haproxy, size)?;
+        cluster.nginx = Peer::start_if_installed(Proxy::Nginx, size)?;
         Ok(cluster)
     }
 

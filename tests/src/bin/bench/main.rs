@@ -70,7 +70,7 @@ struct Options {
     #[command(flatten)]
     scale: Scale,
     /// The BPF object to compare with and to measure by.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "REUSEPORT_LB_BENCH_OBJECT")]
     object: Option<PathBuf>,
     /// Where to write the results as JSON.
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,6 +14,9 @@ use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process};
 use tempfile::TempDir;
 
 use crate::{steering::Proxy, worker::OWN_PORT};
+
+/// Where Debian has it.
+const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// How long a proxy may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,6 +52,11 @@ impl Peer {
         let mut peer = Self { process, address: (Ipv4Addr::LOCALHOST, port).into(), _folder: folder };
         peer.wait().with_context(|| format!("{program} does not listen"))?;
         Ok(peer)
+    }
+
+    /// The same where the program is installed; `cargo xtask bench` sees to that.
+    pub(crate) fn start_if_installed(proxy: Proxy, workers: u16) -> Result<Option<Self>> {
+        is_installed(proxy).then(|| Self::start(proxy, workers)).transpose()
     }
 
     /// Where it listens.
@@ -96,10 +104,10 @@ fn haproxy(port: u16, workers: u16) -> String {
     text
 }
 
-fn nginx(port: u16, workers: u16, folder: &std::path::Path) -> String {
+fn nginx(port: u16, workers: u16, folder: &Path) -> String {
     let folder = folder.display();
     let mut text = format!(
-        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
+        "load_module {STREAM_MODULE};\n\
          daemon off;\nworker_processes auto;\npid {folder}/pid;\nerror_log stderr crit;\n\
          events {{ worker_connections 32768; }}\n\
          stream {{\n  upstream group {{\n    least_conn;\n    zone group 256k;\n"
@@ -112,6 +120,14 @@ fn nginx(port: u16, workers: u16, folder: &std::path::Path) -> String {
         "  }}\n  server {{\n    listen 127.0.0.1:{port} backlog=4096;\n    proxy_pass group;\n  }}\n}}\n"
     );
     text
+}
+
+/// Whether a proxy is there to compare with.
+pub(crate) fn is_installed(proxy: Proxy) -> bool {
+    match proxy {
+        Proxy::Haproxy => find("haproxy").is_ok(),
+        Proxy::Nginx => find("nginx").is_ok() && Path::new(STREAM_MODULE).exists(),
+    }
 }
 
 fn find(program: &str) -> Result<PathBuf> {

@@ -186,8 +186,8 @@ impl Entrant {
 struct Stage {
     size: u16,
     datapath: Option<KernelDatapath>,
-    haproxy: Peer,
-    nginx: Peer,
+    haproxy: Option<Peer>,
+    nginx: Option<Peer>,
     workers: Workers,
 }
 
@@ -197,8 +197,8 @@ impl Stage {
         Ok(Self {
             size,
             datapath: None,
-            haproxy: Peer::start(Proxy::Haproxy, size)?,
-            nginx: Peer::start(Proxy::Nginx, size)?,
+            haproxy: Peer::start_if_installed(Proxy::Haproxy, size)?,
+            nginx: Peer::start_if_installed(Proxy::Nginx, size)?,
             workers,
         })
     }
@@ -226,8 +226,13 @@ impl Stage {
             }
         }
         Ok(match steering {
-            Steering::Proxy(Proxy::Haproxy) => self.haproxy.address(),
-            Steering::Proxy(Proxy::Nginx) => self.nginx.address(),
+            Steering::Proxy(proxy) => {
+                let peer = match proxy {
+                    Proxy::Haproxy => &self.haproxy,
+                    Proxy::Nginx => &self.nginx,
+                };
+                peer.as_ref().context("no proxy was started")?.address()
+            }
             _ => self.workers.address(),
         })
     }

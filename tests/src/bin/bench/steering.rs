@@ -11,6 +11,8 @@ use nix::{
 };
 use reuseport_lb::policy::Policy;
 
+use crate::peers;
+
 /// Who picks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Steering {
@@ -36,11 +38,12 @@ pub(crate) enum Proxy {
 }
 
 impl Steering {
-    /// All, the kernel's hash first.
+    /// All that can be had here, the kernel's hash first. `cargo xtask bench` has seen to the proxies.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Kernel, Self::KernelCounted, Self::ClassicBpf];
         all.extend(policies().into_iter().map(Self::Policy));
-        all.extend([Self::Proxy(Proxy::Haproxy), Self::Proxy(Proxy::Nginx)]);
+        let proxies = [Proxy::Haproxy, Proxy::Nginx].into_iter();
+        all.extend(proxies.filter(|proxy| peers::is_installed(*proxy)).map(Self::Proxy));
         all
     }
 
