@@ -65,7 +65,7 @@ struct TrackerReport {
 
 /// Measures all groups, one after the other.
 pub(crate) fn measure(scale: Scale, baseline: &Path) -> Result<Report> {
-    let turns = scale.of(8, 4, 1);
+    let turns = scale.of(6, 4, 1);
     let rounds = scale.rounds(7, 5);
     let mut groups = Vec::new();
     for workers in scale.sizes(&WORKERS) {

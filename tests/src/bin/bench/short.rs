@@ -80,7 +80,7 @@ pub(crate) struct Contender {
 
 /// Measures all groups, one after the other.
 pub(crate) fn measure(scale: Scale) -> Result<Report> {
-    let rounds = scale.rounds(30, 8);
+    let rounds = scale.rounds(20, 5);
     let mut groups = Vec::new();
     for workers in scale.sizes(&WORKERS) {
         eprintln!("bench: short connections, {workers} workers");

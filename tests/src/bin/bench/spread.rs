@@ -45,7 +45,7 @@ pub(crate) struct Contender {
 
 /// Opens the connections under each who picks, several times.
 pub(crate) fn measure(scale: Scale) -> Result<Report> {
-    let rounds = scale.rounds(3, 2);
+    let rounds = scale.rounds(3, 1);
     let connections = scale.of(CONNECTIONS, CONNECTIONS, 1_000);
     eprintln!("bench: spread of {connections} open connections");
     let contenders = in_netns(async |netns| {

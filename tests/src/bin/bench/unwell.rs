@@ -90,10 +90,10 @@ impl Illness {
 
     fn load(self) -> Load {
         let (time, patience) = match self {
-            Self::Slow => (Duration::from_millis(1_500), Duration::from_secs(1)),
+            Self::Slow => (Duration::from_millis(1_200), Duration::from_secs(1)),
             // Longer than the stop, so that it is felt in full.
             Self::Hung => (STOP_AFTER + STOPPED + STOP_AFTER, Duration::from_secs(5)),
-            Self::Tail => (Duration::from_secs(2), Duration::from_secs(1)),
+            Self::Tail => (Duration::from_millis(1_500), Duration::from_secs(1)),
         };
         Load {
             server: (Ipv4Addr::UNSPECIFIED, 0).into(),
