@@ -23,7 +23,16 @@ impl KeyMask {
     /// Addresses and ports.
     pub const FLOW: Self = Self { source_v6: [u64::MAX; 2], source_v4: u32::MAX, rest: u32::MAX };
     /// The source address alone.
-    pub const SOURCE: Self = Self { source_v6: [u64::MAX; 2], source_v4: u32::MAX, rest: 0 };
+    pub const SOURCE: Self = Self::source(u32::BITS, u128::BITS);
+
+    /// The network of the source address: its first `v4` bits in IPv4, its first `v6` bits in IPv6.
+    pub const fn source(v4: u32, v6: u32) -> Self {
+        // No bits are a shift by all of them, which a shift cannot do.
+        let source_v4 = if v4 == 0 { 0 } else { u32::MAX << (u32::BITS - v4) };
+        let source_v6 = if v6 == 0 { 0 } else { u128::MAX << (u128::BITS - v6) };
+        let [high, low] = [(source_v6 >> 64) as u64, source_v6 as u64];
+        Self { source_v6: [high.to_be(), low.to_be()], source_v4: source_v4.to_be(), rest: 0 }
+    }
 }
 
 /// A connection's addresses and ports as they stand in the packet. The source is the client.
@@ -120,6 +129,25 @@ mod tests {
             let one = Tuple::V6 { source, destination: a, ports: ports.0 };
             let other = Tuple::V6 { source, destination: b, ports: ports.1 };
             prop_assert_eq!(one.hash(&KeyMask::SOURCE, seed), other.hash(&KeyMask::SOURCE, seed));
+        }
+
+        #[test]
+        fn a_prefix_forgets_what_is_behind_it(a: u32, b: u32, bits in 1_u32..=32, seed: u64) {
+            let mask = KeyMask::source(bits, 128);
+            let hash = |address: u32| v4(address.to_be(), 0).hash(&mask, seed);
+            prop_assert_eq!(a >> (32 - bits) == b >> (32 - bits), hash(a) == hash(b));
+        }
+
+        #[test]
+        fn a_v6_prefix_forgets_what_is_behind_it(a: u128, other: u128, common in 0_u32..=128, bits in 1_u32..=128) {
+            let b = if common == 0 { other } else { a ^ other.checked_shr(common).unwrap_or(0) };
+            let mask = KeyMask::source(32, bits);
+            let hash = |address: u128| {
+                let bytes = address.to_be_bytes();
+                let [high, low] = [0, 8].map(|at| u64::from_ne_bytes(core::array::from_fn(|i| bytes[at + i])));
+                Tuple::V6 { source: [high, low], destination: [0; 2], ports: 0 }.hash(&mask, 0)
+            };
+            prop_assert_eq!(a >> (128 - bits) == b >> (128 - bits), hash(a) == hash(b));
         }
 
         #[test]

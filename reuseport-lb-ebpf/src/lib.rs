@@ -10,6 +10,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod flow;
 pub mod health;
 pub mod limits;

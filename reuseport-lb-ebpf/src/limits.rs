@@ -5,6 +5,9 @@
 /// A power of two, so that the programs bound a slot with a mask, which the verifier understands at once.
 pub const MAX_WORKERS: u32 = 1024;
 
+/// The most CPUs that workers can be local to: those with lower numbers. A group has no workers for more.
+pub const MAX_CPUS: u32 = 1024;
+
 /// The most entries of the consistent-hash ring.
 ///
 /// Maglev's small table size: a prime, and at 1,024 workers still 64 entries for each, which keeps the shares

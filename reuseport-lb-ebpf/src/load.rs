@@ -117,6 +117,38 @@ impl Loads {
         }
     }
 
+    /// The time, in milliseconds of the monotonic clock.
+    #[inline(always)]
+    pub(crate) const fn now_ms(self) -> u32 {
+        self.now_ms
+    }
+
+    /// Whether the worker in a slot took nothing when its accept queue was last looked at: 1 or 0.
+    #[inline(always)]
+    pub(crate) fn stalled(self, slot: u32) -> u32 {
+        // SAFETY: as in `snapshot`.
+        unsafe { (&raw const (*self.counters.of(slot)).stalled).read_volatile() }
+    }
+
+    /// As [`get`](Self::get), for loops over all workers; see [`Load::balance_at`].
+    #[inline(always)]
+    pub(crate) fn balance(self, slot: u32) -> i64 {
+        let load = self.counters.of(slot);
+        // SAFETY: as in `snapshot`, of which this reads only what it needs.
+        let load = unsafe {
+            Load {
+                established: (&raw const (*load).established).read_volatile(),
+                closed: (&raw const (*load).closed).read_volatile(),
+                selected: (&raw const (*load).selected).read_volatile(),
+                migrated_in: (&raw const (*load).migrated_in).read_volatile(),
+                abandoned: (&raw const (*load).abandoned).read_volatile(),
+                checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
+                ..Load::default()
+            }
+        };
+        load.balance_at(self.now_ms)
+    }
+
     /// Open connections and handshakes of a slot.
     #[inline(always)]
     pub(crate) fn get(self, slot: u32) -> u64 {
@@ -171,7 +203,7 @@ macro_rules! atomic_addition {
         ///
         /// `counter` must point into a map.
         #[inline(always)]
-        unsafe fn $name(counter: *mut $word, change: $word) {
+        pub(crate) unsafe fn $name(counter: *mut $word, change: $word) {
             #[cfg(target_arch = "bpf")]
             // SAFETY: the caller vouches for the pointer, and the types in maps are aligned as Rust wants it.
             unsafe {

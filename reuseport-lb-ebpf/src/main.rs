@@ -27,10 +27,13 @@ mod load;
 mod maps;
 mod policy;
 mod steer;
+mod total;
 mod track;
 mod watch;
 
-use policy::{ConsistentHash, Hash, LeastLoaded, PowerOfTwo, Random, RoundRobin};
+use policy::{
+    BoundedConsistentHash, ConsistentHash, CpuLocal, Hash, LeastLoaded, PowerOfTwo, Random, RoundRobin,
+};
 
 /// Declares the selection program of a policy.
 macro_rules! selection_program {
@@ -48,10 +51,12 @@ macro_rules! selection_program {
 selection_program! {
     select_hash: Hash;
     select_consistent_hash: ConsistentHash;
+    select_bounded_consistent_hash: BoundedConsistentHash;
     select_least_loaded: LeastLoaded;
     select_power_of_two: PowerOfTwo;
     select_round_robin: RoundRobin;
     select_random: Random;
+    select_cpu_local: CpuLocal;
 }
 
 /// Counts the open connections of each worker.

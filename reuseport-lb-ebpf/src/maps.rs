@@ -8,6 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use reuseport_lb_ebpf::{
+    balance::Total,
     limits::{LISTENED_BYTES, MAX_MOVED, MAX_WORKERS, STALLS_BYTES},
     listen::{ListenEvent, Watched},
     outcome::Outcomes,
@@ -26,6 +27,9 @@ pub(crate) static SOCKETS: ReusePortSockArray<{ MAX_WORKERS as usize }> = ReuseP
 
 #[btf_map]
 pub(crate) static WORKERS: Array<Workers, 1, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub(crate) static TOTAL: Array<Total, 1, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub(crate) static OUTCOMES: PerCpuArray<Outcomes, 1> = PerCpuArray::new();

@@ -16,6 +16,8 @@ pub const STALLS: &str = "STALLS";
 pub const WATCHED: &str = "WATCHED";
 /// Tells the daemon that a socket has begun or ceased to listen: [`ListenEvent`](crate::listen::ListenEvent).
 pub const LISTENED: &str = "LISTENED";
+/// What the whole group has: [`Total`](crate::balance::Total).
+pub const TOTAL: &str = "TOTAL";
 /// The slot of a listener, by socket cookie.
 pub const LISTENERS: &str = "LISTENERS";
 /// The slot that a child was moved to, by socket cookie.
@@ -36,6 +38,10 @@ pub const LIST_ATTACHED: &str = "list_attached";
 pub const SELECT_HASH: &str = "select_hash";
 /// The program of policy `consistent-hash`.
 pub const SELECT_CONSISTENT_HASH: &str = "select_consistent_hash";
+/// The program of policy `consistent-hash` with a balance factor.
+pub const SELECT_BOUNDED_CONSISTENT_HASH: &str = "select_bounded_consistent_hash";
+/// The program of policy `cpu-local`.
+pub const SELECT_CPU_LOCAL: &str = "select_cpu_local";
 /// The program of policy `least-loaded`.
 pub const SELECT_LEAST_LOADED: &str = "select_least_loaded";
 /// The program of policy `power-of-two`.

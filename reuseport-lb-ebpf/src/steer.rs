@@ -55,7 +55,9 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
     for attempt in 0..ATTEMPTS {
         let Some(slot) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
         // The last candidates are taken as they are: when all are stalled, all are eligible again.
-        if attempt < HEALTHY_ATTEMPTS && !loads.takes_connections(slot, look_after_ms, stall_after_ms) {
+        if attempt < HEALTHY_ATTEMPTS
+            && !(policy.admits(attempt, slot) && loads.takes_connections(slot, look_after_ms, stall_after_ms))
+        {
             continue;
         }
         if SOCKETS.select_reuseport(ctx, slot).is_err() {
@@ -67,6 +69,7 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
         return match arrival {
             Arrival::New => {
                 loads.counters().selected(slot);
+                policy.selected();
                 if gone { Outcome::Retried } else { Outcome::Selected }
             }
             Arrival::Migrating(sk) => {

@@ -7,7 +7,7 @@
 use crate::{
     assert_layout,
     flow::KeyMask,
-    limits::{MAX_RING, MAX_SHARES, MAX_WORKERS},
+    limits::{MAX_CPUS, MAX_RING, MAX_SHARES, MAX_WORKERS},
 };
 
 /// The ring's room: [`MAX_RING`] and what it takes to end on eight bytes.
@@ -40,9 +40,17 @@ pub struct Header {
     pub stall_after_ms: u32,
     /// After how many milliseconds an accept queue is looked at again.
     pub look_after_ms: u32,
+    /// How far above the mean a program that bounds loads lets them be, in thousandths.
+    pub balance_thousandths: u32,
+    /// The sum of the weights of the eligible workers.
+    pub weights_sum: u32,
+    /// One more than the largest slot that a table ever named.
+    pub slots_len: u32,
+    /// Fills up to eight bytes.
+    pub reserved: u32,
 }
 
-assert_layout!(Header, size: 80, align: 8, fields: {
+assert_layout!(Header, size: 96, align: 8, fields: {
     masks: [KeyMask; HashUser::COUNT],
     seed: u64,
     ring_len: u32,
@@ -51,6 +59,10 @@ assert_layout!(Header, size: 80, align: 8, fields: {
     refuse: u32,
     stall_after_ms: u32,
     look_after_ms: u32,
+    balance_thousandths: u32,
+    weights_sum: u32,
+    slots_len: u32,
+    reserved: u32,
 });
 
 /// The tables that a policy picks from.
@@ -59,20 +71,42 @@ assert_layout!(Header, size: 80, align: 8, fields: {
 pub struct Bank {
     /// By slot: [`COST_UNIT`] divided by the worker's weight. Load times cost is what policies compare.
     pub costs: [u32; MAX_WORKERS as usize],
-    /// The slots of the eligible workers.
-    pub members: [u16; MAX_WORKERS as usize],
+    /// The slots of the eligible workers, and then the same again: so that going round them takes no decision where to
+    /// begin anew.
+    pub members: [u16; 2 * MAX_WORKERS as usize],
     /// Each slot as often as its weight says, in an order that is also a schedule for round robin.
     pub shares: [u16; MAX_SHARES as usize],
+    /// By slot: the worker's weight.
+    pub weights: [u16; MAX_WORKERS as usize],
+    /// By CPU: where in `local` the slots of its workers are.
+    pub cpus: [Part; MAX_CPUS as usize],
+    /// The slots of the workers of each CPU, by weight as in `shares`.
+    pub local: [u16; MAX_SHARES as usize],
     /// The ring of consistent hashing.
     pub ring: [u16; RING_ROOM],
 }
 
-assert_layout!(Bank, size: 169_992, align: 4, fields: {
+assert_layout!(Bank, size: 210_952, align: 4, fields: {
     costs: [u32; MAX_WORKERS as usize],
-    members: [u16; MAX_WORKERS as usize],
+    members: [u16; 2 * MAX_WORKERS as usize],
     shares: [u16; MAX_SHARES as usize],
+    weights: [u16; MAX_WORKERS as usize],
+    cpus: [Part; MAX_CPUS as usize],
+    local: [u16; MAX_SHARES as usize],
     ring: [u16; RING_ROOM],
 });
+
+/// A part of a list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The index of its first entry.
+    pub start: u16,
+    /// How many entries it has.
+    pub len: u16,
+}
+
+assert_layout!(Part, size: 4, align: 2, fields: { start: u16, len: u16 });
 
 /// The programs that hash something of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

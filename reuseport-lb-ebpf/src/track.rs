@@ -20,6 +20,7 @@ use aya_ebpf::{
 use crate::{
     load::Counters,
     maps::{MOVED, OWNER},
+    total::Total,
 };
 
 /// One thing that has happened to a TCP socket.
@@ -86,6 +87,7 @@ fn closed(ctx: &SockOpsContext) {
         let _ = MOVED.remove(cookie);
     }
     counters.closed(moved.unwrap_or(owner.slot));
+    Total::closed();
 }
 
 /// The socket, or null when it is not yet one: a handshake.

@@ -75,6 +75,19 @@ impl Load {
         if pending < 0 { 0 } else { pending as u64 }
     }
 
+    /// Open connections and handshakes, at a moment at which all is counted. While other CPUs count, it may be off by what
+    /// they count, and even below zero.
+    ///
+    /// Without a branch, for loops over all workers: the verifier follows every path through them.
+    #[inline(always)]
+    pub const fn balance_at(&self, now_ms: u32) -> i64 {
+        let age_ms = now_ms.wrapping_sub(self.checked_at_ms) as i64;
+        // All ones while handshakes count, then none.
+        let handshakes = (age_ms - HANDSHAKE_MS as i64 - 1) >> 63;
+        let pending = self.given().wrapping_sub(self.abandoned).cast_signed() as i64;
+        self.established.wrapping_sub(self.closed).cast_signed() + (pending & handshakes)
+    }
+
     /// What [`Load::abandoned`] must be for [`Load::pending_at`] to say `handshakes`.
     ///
     /// Other CPUs count meanwhile. When `established` was read first, then `handshakes`, then the rest, what is in
@@ -165,6 +178,19 @@ mod tests {
     #[test]
     fn what_was_seen_between_two_counts_never_shows_as_a_huge_load() {
         assert_eq!(load(10, 0, 9, 2).pending_at(NOW_MS), 0);
+    }
+
+    #[test]
+    fn the_balance_is_the_load_when_nobody_counts() {
+        for (now_ms, load) in [
+            (NOW_MS, load(10, 2, 7, 1)),
+            (NOW_MS + HANDSHAKE_MS, Load { closed: 3, ..load(10, 0, 7, 1) }),
+            (NOW_MS + HANDSHAKE_MS + 1, Load { closed: 3, ..load(10, 0, 7, 1) }),
+            (NOW_MS, load((1 << 40) + 1, u32::MAX, (1 << 40) - 5, 2)),
+        ] {
+            assert_eq!(load.balance_at(now_ms) as u64, load.active() + load.pending_at(now_ms), "{load:?}");
+        }
+        assert_eq!(Load { closed: 2, established: 1, selected: 1, ..Load::default() }.balance_at(0), -1);
     }
 
     #[test]

@@ -3,21 +3,28 @@
 //! Pure. The order is what keeps connections alive: a socket is in its slot before a table names it, and no table
 //! names it any more when its slot is emptied.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use crate::policy::{HashOn, Member, Policy};
+use crate::policy::{BalanceFactor, HashOn, Member, Policy, Program};
 
 /// What the kernel's side of a group looks like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// The policy whose program is attached.
-    pub policy: Policy,
+    /// The program that is attached.
+    pub program: Program,
     /// What policy `hash` and policy `consistent-hash` hash.
     pub hash_on: [HashOn; 2],
     /// The slots that hold a socket.
     pub sockets: BTreeSet<u16>,
     /// The eligible workers, by slot.
     pub members: Vec<Member>,
+    /// The CPU that each worker is pinned to, by slot; nothing of one that is not.
+    pub cpus: BTreeMap<u16, u16>,
+    /// How far above the mean a program that bounds loads lets them be.
+    pub balance_factor: BalanceFactor,
     /// Whether connections are refused while there are no members.
     pub refuse: bool,
     /// After how long without an accept a worker with a queue is passed over; zero for never.
@@ -28,10 +35,12 @@ impl Default for State {
     /// As the kernel makes a group: no program, no sockets.
     fn default() -> Self {
         Self {
-            policy: Policy::Kernel,
+            program: Policy::Kernel.into(),
             hash_on: Default::default(),
             sockets: BTreeSet::new(),
             members: Vec::new(),
+            cpus: BTreeMap::new(),
+            balance_factor: BalanceFactor::MAX,
             refuse: false,
             stall_after: Duration::ZERO,
         }
@@ -46,22 +55,27 @@ pub enum Step {
     /// Commits the tables for the desired members.
     Commit,
     /// Exchanges the program.
-    Attach(Policy),
+    Attach(Program),
     /// Empties a slot.
     Remove(u16),
 }
 
 /// The steps that lead from one state to another, in order.
 pub fn steps(applied: &State, desired: &State) -> Vec<Step> {
-    let State { policy, hash_on, sockets, members, refuse, stall_after } = desired;
+    let State { program, hash_on, sockets, members, cpus, balance_factor, refuse, stall_after } = desired;
     let mut steps: Vec<Step> = sockets.difference(&applied.sockets).copied().map(Step::Insert).collect();
-    let before = (&applied.hash_on, &applied.members, &applied.refuse, &applied.stall_after);
-    if (hash_on, members, refuse, stall_after) != before {
+    let differs = *hash_on != applied.hash_on
+        || *members != applied.members
+        || *cpus != applied.cpus
+        || *balance_factor != applied.balance_factor
+        || *refuse != applied.refuse
+        || *stall_after != applied.stall_after;
+    if differs {
         steps.push(Step::Commit);
     }
     // A group without sockets is none, and nothing can be attached to it.
-    if *policy != applied.policy && !sockets.is_empty() {
-        steps.push(Step::Attach(*policy));
+    if *program != applied.program && !sockets.is_empty() {
+        steps.push(Step::Attach(*program));
     }
     steps.extend(applied.sockets.difference(sockets).copied().map(Step::Remove));
     steps
@@ -73,7 +87,7 @@ mod tests {
 
     fn state(policy: Policy, sockets: &[u16], members: &[u16]) -> State {
         State {
-            policy,
+            program: policy.into(),
             sockets: sockets.iter().copied().collect(),
             members: members.iter().map(|&slot| Member { slot, weight: 1 }).collect(),
             ..State::default()
@@ -84,7 +98,7 @@ mod tests {
     fn the_first_start_fills_slots_then_tables_then_attaches() {
         assert_eq!(
             steps(&State::default(), &state(Policy::Hash, &[0, 1], &[0, 1])),
-            [Step::Insert(0), Step::Insert(1), Step::Commit, Step::Attach(Policy::Hash)]
+            [Step::Insert(0), Step::Insert(1), Step::Commit, Step::Attach(Policy::Hash.into())]
         );
     }
 
@@ -97,15 +111,26 @@ mod tests {
     #[test]
     fn a_switch_of_the_policy_touches_nothing_else() {
         let (before, after) = (state(Policy::Hash, &[0], &[0]), state(Policy::Random, &[0], &[0]));
-        assert_eq!(steps(&before, &after), [Step::Attach(Policy::Random)]);
+        assert_eq!(steps(&before, &after), [Step::Attach(Policy::Random.into())]);
     }
 
     #[test]
     fn what_is_hashed_is_committed_before_the_program_that_hashes_it() {
         let before = state(Policy::LeastLoaded, &[0], &[0]);
         let after =
-            State { hash_on: [HashOn::Flow, HashOn::Source], ..state(Policy::ConsistentHash, &[0], &[0]) };
-        assert_eq!(steps(&before, &after), [Step::Commit, Step::Attach(Policy::ConsistentHash)]);
+            State { hash_on: [HashOn::Flow, HashOn::SOURCE], ..state(Policy::ConsistentHash, &[0], &[0]) };
+        assert_eq!(steps(&before, &after), [Step::Commit, Step::Attach(Policy::ConsistentHash.into())]);
+    }
+
+    #[test]
+    fn a_bound_is_committed_before_the_program_that_keeps_it() {
+        let before = state(Policy::ConsistentHash, &[0], &[0]);
+        let bounded = Program { policy: Policy::ConsistentHash, bounded: true };
+        let after = State { program: bounded, balance_factor: BalanceFactor::MIN, ..before.clone() };
+        assert_eq!(steps(&before, &after), [Step::Commit, Step::Attach(bounded)]);
+        // The other way round only the program goes: what it would keep is kept for the next time.
+        let back = State { balance_factor: BalanceFactor::MIN, ..before };
+        assert_eq!(steps(&after, &back), [Step::Attach(Policy::ConsistentHash.into())]);
     }
 
     #[test]

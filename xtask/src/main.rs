@@ -12,6 +12,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod verifier;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -56,6 +57,12 @@ enum Task {
     },
     /// Build the Debian package of a release, into target/debian.
     Deb,
+    /// Print what the BPF programs cost the kernel's verifier, and fail beyond the recorded budget.
+    Verifier {
+        /// Write a new budget, with head-room above what was measured.
+        #[arg(long)]
+        record: bool,
+    },
     /// Write docs/CLI.md and docs/METRICS.md from what the program says of itself.
     Docs {
         /// Write nothing; fail when a page is not what the program says.
@@ -94,6 +101,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { args } => test::test(&workspace, args),
         Task::Bench { args } => bench::bench(&workspace, args),
         Task::Deb => deb::release(&workspace),
+        Task::Verifier { record } => verifier::verifier(&workspace, record),
         Task::Docs { check } => {
             if check {
                 docs::check(&workspace)

@@ -2,9 +2,10 @@
 
 use aya_ebpf::programs::SkReuseportContext;
 use reuseport_lb_ebpf::{
+    balance::Bound,
     flow::{mix, scale},
-    limits::{MAX_SHARES, MAX_WORKERS},
-    tables::{self, HashUser, Header, RING_ROOM},
+    limits::{MAX_CPUS, MAX_SHARES, MAX_WORKERS},
+    tables::{self, HashUser, Header, Part, RING_ROOM},
 };
 
 use crate::{
@@ -13,14 +14,18 @@ use crate::{
     maps::TABLES,
 };
 
+mod bounded_consistent_hash;
 mod consistent_hash;
+mod cpu_local;
 mod hash;
 mod least_loaded;
 mod power_of_two;
 mod random;
 mod round_robin;
 
+pub(crate) use bounded_consistent_hash::BoundedConsistentHash;
 pub(crate) use consistent_hash::ConsistentHash;
+pub(crate) use cpu_local::CpuLocal;
 pub(crate) use hash::Hash;
 pub(crate) use least_loaded::LeastLoaded;
 pub(crate) use power_of_two::PowerOfTwo;
@@ -36,6 +41,16 @@ pub(crate) trait Policy: Sized {
     ///
     /// None when the tables hold nothing to pick from.
     fn candidate(&self, attempt: u32) -> Option<u32>;
+
+    /// Whether the policy lets the worker in `slot`, the candidate of an attempt, have one more connection.
+    #[inline(always)]
+    fn admits(&self, _attempt: u32, _slot: u32) -> bool {
+        true
+    }
+
+    /// The policy's choice has taken a new connection.
+    #[inline(always)]
+    fn selected(&self) {}
 }
 
 /// The bank in use.
@@ -99,6 +114,15 @@ impl Bank {
         Some(u32::from(unsafe { *(&raw const (*self.tables).members).cast::<u16>().add(index) }))
     }
 
+    /// A member by its index, which goes on behind the last one with the first again, below twice `members_len`.
+    #[inline(always)]
+    pub(crate) fn member_around(self, index: u32) -> u32 {
+        // SAFETY: the mask keeps the index within the array, whose length is a power of two.
+        u32::from(unsafe {
+            *(&raw const (*self.tables).members).cast::<u16>().add((index & (2 * MAX_WORKERS - 1)) as usize)
+        })
+    }
+
     /// A slot of the weighted shares: the upper half of `random` decides.
     #[inline(always)]
     pub(crate) fn share(self, random: u64) -> Option<u32> {
@@ -118,12 +142,48 @@ impl Bank {
         Some(u32::from(unsafe { *(&raw const (*self.tables).shares).cast::<u16>().add(index) }))
     }
 
+    /// Where the slots of a CPU's workers are in the list of all CPUs; an empty part where it has none.
+    #[inline(always)]
+    pub(crate) fn part_of(self, cpu: u32) -> Part {
+        let Some(cpu) = below(cpu, MAX_CPUS) else { return Part::default() };
+        // SAFETY: the index is within the array.
+        unsafe { *(&raw const (*self.tables).cpus).cast::<Part>().add(cpu) }
+    }
+
+    /// A slot of that list.
+    #[inline(always)]
+    pub(crate) fn local(self, index: u32) -> Option<u32> {
+        let index = below(index, MAX_SHARES)?;
+        // SAFETY: the index is within the array.
+        Some(u32::from(unsafe { *(&raw const (*self.tables).local).cast::<u16>().add(index) }))
+    }
+
     /// The slot that the ring has for a hash.
     #[inline(always)]
     pub(crate) fn ring(self, hash: u64) -> Option<u32> {
         let index = below(scale(hash, self.header().ring_len), RING_ROOM as u32)?;
         // SAFETY: the index is within the array.
         Some(u32::from(unsafe { *(&raw const (*self.tables).ring).cast::<u16>().add(index) }))
+    }
+
+    /// The weight of the worker in `slot`.
+    #[inline(always)]
+    pub(crate) fn weight(self, slot: u32) -> u16 {
+        // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
+        unsafe { *(&raw const (*self.tables).weights).cast::<u16>().add((slot & (MAX_WORKERS - 1)) as usize) }
+    }
+
+    /// How much workers may hold of `total` connections and a new one.
+    #[inline(always)]
+    pub(crate) fn bound(self, total: u64) -> Bound {
+        let Header { balance_thousandths, weights_sum, .. } = self.header();
+        Bound::new(*balance_thousandths, *weights_sum, total)
+    }
+
+    /// How many slots may have connections: all of those from 0 on.
+    #[inline(always)]
+    pub(crate) fn slots_len(self) -> u32 {
+        self.header().slots_len
     }
 
     /// What one connection costs the worker in `slot`.
@@ -155,18 +215,27 @@ impl Bank {
 /// The index if it is below `len`, in a way that the verifier can follow.
 ///
 /// LLVM would merge the comparison with what the index was computed by, and compare another register than the one
-/// that becomes the offset. It cannot look through the assembly, which moves the index to itself: one that is empty would
-/// leave two entries of line information for one instruction, and the verifier refuses that.
+/// that becomes the offset.
 #[inline(always)]
 fn below(index: u32, len: u32) -> Option<usize> {
+    let index = opaque(index) as usize;
+    (index < len as usize).then_some(index)
+}
+
+/// The same number, of which LLVM knows nothing any more, but the verifier does.
+///
+/// The assembly moves it to itself: one that is empty would leave two entries of line information for one instruction,
+/// and the verifier refuses that.
+#[inline(always)]
+pub(crate) fn opaque(number: u32) -> u32 {
     #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the assembly is for BPF alone"))]
-    let mut index = index as usize;
+    let mut number = u64::from(number);
     #[cfg(target_arch = "bpf")]
     // SAFETY: changes nothing.
     unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) index, options(pure, nomem, nostack));
+        core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack));
     }
-    (index < len as usize).then_some(index)
+    number as u32
 }
 
 /// The hash for an attempt: the same for the first, unrelated ones after it.

@@ -8,7 +8,7 @@ use super::{env::Env, failure::WrongUsage, render, target};
 use crate::{
     config::values,
     control::{GroupStatus, client::Client},
-    policy::{self, HashOn},
+    policy::{self, BalanceFactor, HashOn},
 };
 
 /// Show the policy, or switch to another one while traffic runs
@@ -17,9 +17,13 @@ pub(super) struct Policy {
     /// The new policy; without it, the present one is shown
     #[arg(value_enum)]
     policy: Option<policy::Policy>,
-    /// What the policy hashes [default: flow]
-    #[arg(long, value_enum, value_name = "WHAT", requires = "policy")]
+    /// What the policy hashes: flow, source, or a prefix of the source, source/24,/64 for IPv4 and IPv6 [default: flow]
+    #[arg(long, value_name = "WHAT", value_parser = values::hash_on, requires = "policy")]
     hash_on: Option<HashOn>,
+    /// Let no worker hold more than so many times the mean of open connections: 1.25; for consistent-hash [default: no
+    /// bound]
+    #[arg(long, value_name = "FACTOR", value_parser = values::balance_factor, requires = "policy")]
+    balance_factor: Option<BalanceFactor>,
     #[command(flatten)]
     group: target::Group,
     /// Print the policy as JSON
@@ -29,7 +33,8 @@ pub(super) struct Policy {
 
 impl Policy {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let wanted = self.policy.map(|name| values::policy(name, self.hash_on)).transpose();
+        let wanted =
+            self.policy.map(|name| values::policy(name, self.hash_on, self.balance_factor)).transpose();
         let wanted = wanted.map_err(|e| WrongUsage(e.to_string()))?;
 
         let client = Client::new(control);

@@ -77,6 +77,10 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
         "WORKER", "PID", "STATE", "WEIGHT", "ACTIVE", "PENDING", "QUEUED", "SELECTED", "MIGRATED",
         "RESTARTS", "STALLS",
     ];
+    let pinned = workers.iter().any(|worker| worker.cpu.is_some());
+    if pinned {
+        header.insert(4, "CPU");
+    }
     let with_status = workers.iter().any(|worker| worker.status.is_some() || worker.reloading);
     if with_status {
         header.push("STATUS");
@@ -99,6 +103,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             status,
             reloading,
             weight,
+            cpu,
             connections,
             restarts,
             stalls,
@@ -116,6 +121,9 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             restarts.to_string(),
             self::stalls(stalls),
         ];
+        if pinned {
+            row.insert(4, cpu.map_or_else(|| "-".into(), |cpu| cpu.to_string()));
+        }
         if with_status {
             let reloading = if *reloading { "reloading" } else { "" };
             row.push(status.clone().unwrap_or_else(|| reloading.into()));
@@ -134,9 +142,13 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// How often, and how long in total.
-fn stalls(Stalls { count, seconds_total, since_seconds: _ }: &Stalls) -> String {
-    if *count == 0 { "0".into() } else { format!("{count} ({seconds_total:.1}s)") }
+/// How often, how long in total, and since when it lasts now.
+fn stalls(Stalls { count, seconds_total, since_seconds }: &Stalls) -> String {
+    match since_seconds {
+        _ if *count == 0 => "0".into(),
+        None => format!("{count} ({seconds_total:.1}s)"),
+        Some(since) => format!("{count} ({seconds_total:.1}s, now for {since:.1}s)"),
+    }
 }
 
 fn outcomes(outcomes: &Outcomes) -> String {
@@ -183,10 +195,7 @@ pub(super) fn id_ranges(ids: impl IntoIterator<Item = WorkerId>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        control::testing,
-        policy::{HashOn, Policy, PolicySpec},
-    };
+    use crate::control::testing;
 
     #[test]
     fn a_group_is_a_head_line_a_table_and_its_outcomes() {
@@ -214,10 +223,22 @@ outcomes: 30 selected, 0 retried, 0 fallback, 0 dropped, 0 migrated, 0 stray
     }
 
     #[test]
-    fn a_policy_says_what_it_hashes_where_it_hashes() {
-        let render = |name, hash_on| PolicySpec { name, hash_on }.to_string();
-        assert_eq!(render(Policy::Hash, HashOn::Source), "hash on source");
-        assert_eq!(render(Policy::Random, HashOn::Source), "random");
+    fn a_stall_says_how_often_how_long_and_since_when() {
+        let render =
+            |count, seconds_total, since_seconds| stalls(&Stalls { count, seconds_total, since_seconds });
+        assert_eq!(render(0, 0.0, None), "0");
+        assert_eq!(render(2, 1.25, None), "2 (1.2s)");
+        assert_eq!(render(3, 1.5, Some(0.25)), "3 (1.5s, now for 0.2s)");
+    }
+
+    #[test]
+    fn pinned_workers_have_their_cpus_in_a_column() {
+        let mut status = testing::status();
+        assert!(!group(&status.groups[0]).contains("CPU"));
+        status.groups[0].workers[1].cpu = Some(7);
+        let table = group(&status.groups[0]);
+        let fields = |line: usize| table.lines().nth(2 + line).expect("a line").split_whitespace().nth(4);
+        assert_eq!([fields(0), fields(1), fields(2)], [Some("CPU"), Some("-"), Some("7")]);
     }
 
     #[test]

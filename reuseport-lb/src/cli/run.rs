@@ -68,7 +68,9 @@ impl Run {
 /// Whether the command line was wrong, or what it names is not there.
 pub(super) fn wrong(error: SpecError) -> anyhow::Error {
     match error {
-        SpecError::HashOn(_) | SpecError::Weights { .. } => WrongUsage(error.to_string()).into(),
+        SpecError::Policy(_) | SpecError::NotPinned | SpecError::Weights { .. } => {
+            WrongUsage(error.to_string()).into()
+        }
         SpecError::Command(_) => error.into(),
     }
 }

@@ -118,11 +118,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        config::ProcessSettings,
-        group::Supervision,
-        policy::{HashOn, Policy, PolicySpec},
-    };
+    use crate::{config::ProcessSettings, group::Supervision, policy::Policy};
 
     fn spec() -> GroupSpec {
         GroupSpec {
@@ -132,7 +128,8 @@ mod tests {
             sockets: Sockets::HandedOver,
             workers: 4,
             weights: Vec::new(),
-            policy: PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow },
+            policy: Policy::ConsistentHash.into(),
+            pin_workers: false,
             command: WorkerCommand::BuiltIn,
             supervision: Supervision::default(),
             process: ProcessSettings::default(),
@@ -173,7 +170,7 @@ try         curl -si localhost:8080 · reuseport-lb status · reuseport-lb drain
             name: "web".into(),
             listen: "[fd00::1]:80".parse().expect("an address"),
             workers: 1,
-            policy: PolicySpec { name: Policy::LeastLoaded, hash_on: HashOn::Flow },
+            policy: Policy::LeastLoaded.into(),
             command: WorkerCommand::Program {
                 program: "/usr/bin/python3".into(),
                 args: vec!["-c".into(), "serve(3)".into()],

@@ -10,8 +10,8 @@ use super::{
     values, worker::WorkerFlags,
 };
 use crate::{
-    group::Supervision,
-    policy::{HashOn, Policy},
+    group::{Refusal, Supervision},
+    policy::{BalanceFactor, HashOn, Policy, PolicySpec},
 };
 
 /// listen(2) takes an `int`.
@@ -34,6 +34,9 @@ pub struct GroupFlags {
     weights: Vec<u16>,
     #[command(flatten)]
     steering: SteeringFlags,
+    /// Pin each worker to one CPU: that of its number, modulo the CPUs there are
+    #[arg(long)]
+    pin_workers: bool,
     /// How long the workers may take to finish when the group ends
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     grace: Duration,
@@ -44,7 +47,7 @@ pub struct GroupFlags {
     #[arg(long, requires = "command")]
     self_bind: bool,
     /// Start no workers, and steer the processes that listen there: what the command adopt does
-    #[arg(long, conflicts_with_all = ["workers", "weights", "self_bind", "command"])]
+    #[arg(long, conflicts_with_all = ["workers", "weights", "pin_workers", "self_bind", "command"])]
     adopt: bool,
     #[command(flatten)]
     worker: WorkerFlags,
@@ -61,12 +64,24 @@ impl GroupFlags {
     ///
     /// See [`SpecError`].
     pub fn spec(self, name: String) -> Result<GroupSpec, SpecError> {
-        let Self { listen, workers, weights, steering, grace, backlog, self_bind, adopt, worker, command } =
-            self;
+        let Self {
+            listen,
+            workers,
+            weights,
+            steering,
+            pin_workers,
+            grace,
+            backlog,
+            self_bind,
+            adopt,
+            worker,
+            command,
+        } = self;
         if adopt {
             return steering.adopt(name, listen);
         }
-        let SteeringFlags { policy, hash_on, hash_seed, stall_after, netns } = steering;
+        let policy = steering.policy(pin_workers)?;
+        let SteeringFlags { hash_seed, stall_after, netns, .. } = steering;
         let workers = workers.unwrap_or_else(default_workers);
         if weights.len() > usize::from(workers) {
             return Err(SpecError::Weights { weights: weights.len(), workers });
@@ -80,7 +95,8 @@ impl GroupFlags {
             sockets: if self_bind { Sockets::SelfBound } else { Sockets::HandedOver },
             workers,
             weights: GroupSpec::only_needed(weights),
-            policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
+            policy,
+            pin_workers,
             command,
             supervision,
             process,
@@ -98,9 +114,13 @@ pub struct SteeringFlags {
     /// The rule that picks the worker for a new connection
     #[arg(long, value_enum, default_value_t = Policy::ConsistentHash)]
     policy: Policy,
-    /// What the policy hashes [default: flow]
-    #[arg(long, value_enum, value_name = "WHAT")]
+    /// What the policy hashes: flow, source, or a prefix of the source, source/24,/64 for IPv4 and IPv6 [default: flow]
+    #[arg(long, value_name = "WHAT", value_parser = values::hash_on)]
     hash_on: Option<HashOn>,
+    /// Let no worker hold more than so many times the mean of open connections: 1.25; for consistent-hash [default: no
+    /// bound]
+    #[arg(long, value_name = "FACTOR", value_parser = values::balance_factor)]
+    balance_factor: Option<BalanceFactor>,
     /// The seed of the flow hash; hosts with the same seed and workers pick alike
     #[arg(long, value_name = "N", default_value = "0", value_parser = values::hash_seed)]
     hash_seed: u64,
@@ -114,13 +134,22 @@ pub struct SteeringFlags {
 }
 
 impl SteeringFlags {
+    fn policy(&self, pin_workers: bool) -> Result<PolicySpec, SpecError> {
+        let Self { policy, hash_on, balance_factor, .. } = *self;
+        if policy == Policy::CpuLocal && !pin_workers {
+            return Err(SpecError::NotPinned);
+        }
+        values::policy(policy, hash_on, balance_factor).map_err(SpecError::Policy)
+    }
+
     /// A group whose workers are the processes that listen at an address.
     ///
     /// # Errors
     ///
-    /// The policy does not take this `--hash-on`.
+    /// The policy does not take a setting, or needs workers that are pinned.
     pub fn adopt(self, name: String, listen: SocketAddr) -> Result<GroupSpec, SpecError> {
-        let Self { policy, hash_on, hash_seed, stall_after, netns } = self;
+        let policy = self.policy(false)?;
+        let Self { hash_seed, stall_after, netns, .. } = self;
         Ok(GroupSpec {
             name,
             listen,
@@ -128,7 +157,8 @@ impl SteeringFlags {
             sockets: Sockets::Adopted,
             workers: 0,
             weights: Vec::new(),
-            policy: values::policy(policy, hash_on).map_err(SpecError::HashOn)?,
+            policy,
+            pin_workers: false,
             supervision: Supervision::default(),
             process: ProcessSettings::default(),
             command: WorkerCommand::BuiltIn,
@@ -143,9 +173,12 @@ impl SteeringFlags {
 /// Settings that can be each by itself and make no group together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// The policy does not take this `--hash-on`.
+    /// The policy does not take this setting.
     #[error("{0}")]
-    HashOn(values::InvalidValue),
+    Policy(values::UnfitSetting),
+    /// The policy needs `--pin-workers`.
+    #[error("{}", Refusal::NotPinned)]
+    NotPinned,
     /// There are more weights than workers.
     #[error("{weights} weights are too many for {workers} workers")]
     Weights {
@@ -163,7 +196,8 @@ impl SpecError {
     /// The setting that is at fault.
     pub const fn setting(&self) -> &'static str {
         match self {
-            Self::HashOn(_) => "hash-on",
+            Self::Policy(unfit) => unfit.setting(),
+            Self::NotPinned => "policy",
             Self::Weights { .. } => "weights",
             Self::Command(_) => "command",
         }

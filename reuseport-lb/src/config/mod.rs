@@ -44,6 +44,8 @@ pub struct GroupSpec {
     pub weights: Vec<u16>,
     /// The policy at the start.
     pub policy: PolicySpec,
+    /// Whether each worker is pinned to one CPU: that of its number, modulo the CPUs that the daemon may use.
+    pub pin_workers: bool,
     /// What each worker runs.
     pub command: WorkerCommand,
     /// How that is looked after.

@@ -12,7 +12,7 @@ use nix::unistd::Group;
 use crate::{
     config::{MAX_WORKERS, UserGroup},
     group::{WEIGHT_RANGE, WorkerId},
-    policy::{HashOn, Policy, PolicySpec},
+    policy::{BalanceFactor, HashOn, InvalidBalanceFactor, InvalidHashOn, Policy, PolicySpec},
 };
 
 /// A value that the user gave and that cannot be.
@@ -243,18 +243,62 @@ pub fn user_group(text: &str) -> Result<UserGroup, InvalidValue> {
     }
 }
 
-/// Puts a policy and what it hashes together.
+/// Parses what a policy hashes: `flow`, `source`, or `source` with prefix lengths, `source/24,/64`.
 ///
 /// # Errors
 ///
-/// The policy does not hash, and yet `hash_on` was given.
-pub fn policy(name: Policy, hash_on: Option<HashOn>) -> Result<PolicySpec, InvalidValue> {
+/// Anything else; the line names the forms, or the limits of a prefix.
+pub fn hash_on(text: &str) -> Result<HashOn, InvalidValue> {
+    text.parse().map_err(|why: InvalidHashOn| InvalidValue(why.to_string()))
+}
+
+/// Parses a balance factor: 1 to 100, with three decimals at most.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn balance_factor(text: &str) -> Result<BalanceFactor, InvalidValue> {
+    text.parse().map_err(|why: InvalidBalanceFactor| InvalidValue(why.to_string()))
+}
+
+/// Puts a policy and how it is set together.
+///
+/// # Errors
+///
+/// The policy does not hash, and yet `hash_on` was given; or it bounds no load, and `balance_factor` was given.
+pub fn policy(
+    name: Policy,
+    hash_on: Option<HashOn>,
+    balance_factor: Option<BalanceFactor>,
+) -> Result<PolicySpec, UnfitSetting> {
     if hash_on.is_some() && !name.hashes() {
-        return Err(InvalidValue(format!(
-            "policy {name} does not hash, so --hash-on has no meaning; it goes with hash and consistent-hash"
-        )));
+        return Err(UnfitSetting::HashOn(name));
     }
-    Ok(PolicySpec { name, hash_on: hash_on.unwrap_or_default() })
+    if balance_factor.is_some() && !name.balances() {
+        return Err(UnfitSetting::BalanceFactor(name));
+    }
+    Ok(PolicySpec { name, hash_on: hash_on.unwrap_or_default(), balance_factor })
+}
+
+/// A setting that has no meaning for the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnfitSetting {
+    /// The policy does not hash.
+    #[error("policy {0} does not hash, so hash-on has no meaning; it goes with hash and consistent-hash")]
+    HashOn(Policy),
+    /// The policy bounds no load.
+    #[error("policy {0} bounds no load, so balance-factor has no meaning; it goes with consistent-hash")]
+    BalanceFactor(Policy),
+}
+
+impl UnfitSetting {
+    /// The setting.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::HashOn(_) => "hash-on",
+            Self::BalanceFactor(_) => "balance-factor",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -371,10 +415,17 @@ mod tests {
     }
 
     #[test]
-    fn hash_on_goes_only_with_policies_that_hash() {
-        let spec = |name, hash_on| PolicySpec { name, hash_on };
-        assert_eq!(policy(Policy::Random, None), Ok(spec(Policy::Random, HashOn::Flow)));
-        assert_eq!(policy(Policy::Hash, Some(HashOn::Source)), Ok(spec(Policy::Hash, HashOn::Source)));
-        policy(Policy::LeastLoaded, Some(HashOn::Flow)).expect_err("least-loaded does not hash");
+    fn settings_go_only_with_policies_that_have_them() {
+        let source = Some(HashOn::SOURCE);
+        let factor = "1.25".parse().ok();
+        assert_eq!(policy(Policy::Random, None, None), Ok(Policy::Random.into()));
+        assert_eq!(
+            policy(Policy::ConsistentHash, source, factor),
+            Ok(PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::SOURCE, balance_factor: factor })
+        );
+        policy(Policy::Hash, source, None).expect("hash hashes");
+        policy(Policy::LeastLoaded, Some(HashOn::Flow), None).expect_err("least-loaded does not hash");
+        policy(Policy::Hash, None, factor).expect_err("hash has no next choice");
+        policy(Policy::LeastLoaded, None, factor).expect_err("least-loaded balances as it is");
     }
 }

@@ -222,6 +222,9 @@ pub struct WorkerStatus {
     pub reloading: bool,
     /// Its weight.
     pub weight: u16,
+    /// The CPU that it is pinned to, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u16>,
     /// Its connections.
     pub connections: Connections,
     /// How often its process was started again.

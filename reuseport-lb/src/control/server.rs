@@ -171,10 +171,10 @@ async fn set_policy(
     GroupPath(group): GroupPath,
     request: Request,
 ) -> Result<Json<PolicySpec>, ApiError> {
-    let PolicySpec { name, hash_on } = read_json(request).await?;
+    let PolicySpec { name, hash_on, balance_factor } = read_json(request).await?;
     // The default stands in each answer, so what `GET` gave may be `PUT` back whether the policy hashes or not.
     let hash_on = (hash_on != HashOn::default()).then_some(hash_on);
-    let policy = values::policy(name, hash_on).map_err(ApiError::malformed)?;
+    let policy = values::policy(name, hash_on, balance_factor).map_err(ApiError::malformed)?;
     Ok(Json(daemon.ask(|reply| daemon::Request::SetPolicy(group, policy, reply)).await?))
 }
 
@@ -418,7 +418,7 @@ mod tests {
         let client = daemon.client();
         assert_eq!(client.status().await.expect("status").groups[0].workers.len(), 3);
 
-        let random = PolicySpec { name: Policy::Random, hash_on: HashOn::Flow };
+        let random = PolicySpec::from(Policy::Random);
         assert_eq!(client.set_policy(None, random).await.expect("policy"), random);
         assert_eq!(client.status().await.expect("status").groups[0].policy, random);
 
@@ -461,6 +461,11 @@ mod tests {
             ("PUT", policy, b"\xff\xfe", 400),
             ("PUT", policy, br#"{"name":"fastest"}"#, 400),
             ("PUT", policy, br#"{"name":"random","hash_on":"source"}"#, 400),
+            ("PUT", policy, br#"{"name":"hash","hash_on":"source/33"}"#, 400),
+            ("PUT", policy, br#"{"name":"hash","balance_factor":1.25}"#, 400),
+            ("PUT", policy, br#"{"name":"consistent-hash","balance_factor":0.5}"#, 400),
+            ("PUT", policy, br#"{"name":"consistent-hash","balance_factor":"1.25"}"#, 400),
+            ("PUT", policy, br#"{"name":"consistent-hash","balance":1.25}"#, 400),
             ("PUT", weight, br#"{"weight":0}"#, 400),
             ("PUT", weight, br#"{"weight":257}"#, 400),
             ("PUT", weight, br#"{"weight":70000}"#, 400),

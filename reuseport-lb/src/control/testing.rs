@@ -13,7 +13,7 @@ use crate::{
     },
     daemon::{GroupName, Handle, Request, RequestError},
     group::{Kind, Stage, WorkerId, WorkerState},
-    policy::{HashOn, Policy, PolicySpec},
+    policy::{Policy, PolicySpec},
 };
 
 /// A fake daemon behind a real server, on a socket in a temporary folder.
@@ -89,6 +89,7 @@ pub(crate) fn status() -> Status {
         status: None,
         reloading: false,
         weight: 1,
+        cpu: None,
         connections: Connections { active, selected_total: 10, ..Connections::default() },
         restarts,
         stalls: Stalls::default(),
@@ -103,7 +104,7 @@ pub(crate) fn status() -> Status {
             protocol: Protocol::Tcp,
             listen: "0.0.0.0:8080".parse().expect("an address"),
             mode: Mode::Supervised,
-            policy: PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow },
+            policy: Policy::ConsistentHash.into(),
             workers: vec![
                 worker(0, Some(100), WorkerState::Active, 0, 0),
                 worker(1, Some(101), WorkerState::Active, 5, 0),
@@ -160,7 +161,7 @@ impl State {
 
     /// In its file, the first group has policy random.
     fn reload(&mut self, ReloadRequest { dry_run }: ReloadRequest) -> ReloadStatus {
-        let random = PolicySpec { name: Policy::Random, hash_on: HashOn::Flow };
+        let random = PolicySpec::from(Policy::Random);
         let group = &mut self.status.groups[0];
         let change = |from: PolicySpec| Change::Set {
             group: group.name.clone(),

@@ -37,6 +37,8 @@ impl Runner {
                     worker = id.0,
                     pid = worker.pid(),
                     active = load.active,
+                    stalls = worker.stalls.count,
+                    stalled_seconds = worker.stalls.total.as_secs_f64(),
                     "worker {state_before} -> {state}"
                 );
             }

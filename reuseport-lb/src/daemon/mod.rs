@@ -127,7 +127,8 @@ impl From<Refusal> for RequestError {
             | Refusal::AllStopped
             | Refusal::NobodyRemains(_)
             | Refusal::NotOurs
-            | Refusal::Leaves(_) => Self::Refused(text),
+            | Refusal::Leaves(_)
+            | Refusal::NotPinned => Self::Refused(text),
         }
     }
 }

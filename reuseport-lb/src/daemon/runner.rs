@@ -358,6 +358,7 @@ impl Runner {
             settings: &self.spec.process,
             notify: self.notices.as_ref().map(Notices::path),
             watchdog: self.spec.supervision.watchdog,
+            cpu: self.group.cpu(id),
         };
         let started = self.netns.within(|| Process::start(&launch)).map_err(StartError::Netns).flatten();
         match started {

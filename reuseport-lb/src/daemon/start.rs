@@ -25,7 +25,7 @@ use crate::{
     datapath::{self, Applied, Attachment, KernelDatapath, Missing},
     group::{Group, Refusal, Supervision, WorkerId},
     netns::Netns,
-    worker::descriptors::OpenFiles,
+    worker::{affinity, descriptors::OpenFiles},
 };
 
 /// What the daemon is started with.
@@ -137,6 +137,9 @@ pub enum GroupError {
     /// The kernel refused a part of the datapath.
     #[error("cannot set up the datapath")]
     Datapath(#[from] datapath::Error),
+    /// It is not known which CPUs there are for the workers.
+    #[error("cannot find out which CPUs to pin the workers to")]
+    Cpus(#[source] io::Error),
     /// What the programs tell could not be read.
     #[error("cannot read the news of the BPF programs")]
     Log(#[source] io::Error),
@@ -180,7 +183,7 @@ pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError>
         let follows = *sockets != Sockets::HandedOver;
         let is_fatal = |missing: &&Missing| match missing {
             // Or nobody who leaves would ever be seen to be gone.
-            Missing::Cgroup => policy.name.compares_loads() || *sockets == Sockets::Adopted,
+            Missing::Cgroup => policy.program().compares_loads() || *sockets == Sockets::Adopted,
             Missing::Btf => follows,
             _ => missing.is_fatal(),
         };
@@ -250,6 +253,7 @@ impl Runner {
             .then(|| Notices::listen(&path, events.clone()))
             .transpose()
             .map_err(|source| GroupError::Notify { path, source })?;
+        let cpus = if spec.pin_workers { affinity::allowed().map_err(GroupError::Cpus)? } else { Vec::new() };
         let datapath = load(&spec, settings, &events, &netns)?;
         let now = Instant::now();
         let group = match spec.sockets {
@@ -259,7 +263,8 @@ impl Runner {
                     self_bound: spec.sockets == Sockets::SelfBound,
                     ..spec.supervision.clone()
                 };
-                let mut group = Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now);
+                let mut group =
+                    Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now).pinned_to(cpus);
                 for id in (0..spec.workers).map(WorkerId) {
                     group.set_weight(id, spec.weight(id)).map_err(GroupError::Weights)?;
                 }

@@ -79,6 +79,7 @@ impl Runner {
             status: worker.said.status.clone(),
             reloading: worker.said.reloading,
             weight: worker.weight,
+            cpu: self.group.cpu(id),
             connections: Connections {
                 active: load.active,
                 pending: load.pending,

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::{Datapath, Error, Selection};
 use crate::{
     plan::{State, Step, steps},
-    policy::{ring::Ring, shares},
+    policy::{Local, ring::Ring, shares},
 };
 
 /// A datapath, and what has been applied to it.
@@ -17,13 +17,21 @@ pub struct Applied<D> {
     shares: Vec<u16>,
     // A program is attached that is not ours.
     foreign_program: bool,
+    local: Local,
 }
 
 impl<D: Datapath> Applied<D> {
     /// A datapath to which nothing has been applied, for a group that begins with `workers` workers.
     pub fn new(datapath: D, workers: u16) -> Self {
         let ring = Ring::new(Ring::size_for(workers));
-        Self { datapath, state: State::default(), ring, shares: Vec::new(), foreign_program: false }
+        Self {
+            datapath,
+            state: State::default(),
+            ring,
+            shares: Vec::new(),
+            local: Local::default(),
+            foreign_program: false,
+        }
     }
 
     /// A datapath that goes on where an earlier daemon's left off, for a group that began with `workers` workers: its
@@ -113,7 +121,7 @@ impl<D: Datapath> Applied<D> {
         let attaches = |step: &Step| matches!(step, Step::Attach(_));
         if self.foreign_program && !desired.sockets.is_empty() && !steps.iter().any(attaches) {
             let removal = steps.iter().position(|step| matches!(step, Step::Remove(_)));
-            steps.insert(removal.unwrap_or(steps.len()), Step::Attach(desired.policy));
+            steps.insert(removal.unwrap_or(steps.len()), Step::Attach(desired.program));
         }
         for step in steps {
             match step {
@@ -123,11 +131,11 @@ impl<D: Datapath> Applied<D> {
                     self.state.sockets.insert(slot);
                 }
                 Step::Commit => self.commit(desired)?,
-                Step::Attach(policy) => {
+                Step::Attach(program) => {
                     let any = desired.sockets.iter().find_map(|&slot| socket(slot));
                     if let Some(any) = any {
-                        self.datapath.attach(policy, any.as_fd())?;
-                        self.state.policy = policy;
+                        self.datapath.attach(program, any.as_fd())?;
+                        self.state.program = program;
                         self.foreign_program = false;
                     }
                 }
@@ -139,26 +147,33 @@ impl<D: Datapath> Applied<D> {
         }
         if self.state.sockets.is_empty() {
             // The kernel's group goes with its last socket, and takes the program along.
-            self.state.policy = State::default().policy;
+            self.state.program = State::default().program;
         }
         Ok(())
     }
 
     fn commit(&mut self, desired: &State) -> Result<(), Error> {
-        let State { members, hash_on, refuse, stall_after, .. } = desired;
+        let State { members, cpus, hash_on, balance_factor, refuse, stall_after, .. } = desired;
         if *members != self.state.members {
             self.ring.rebuild(members);
             shares::schedule(members, &mut self.shares);
+        }
+        if (members, cpus) != (&self.state.members, &self.state.cpus) {
+            self.local = Local::new(members, cpus);
         }
         self.datapath.commit(&Selection {
             members,
             shares: &self.shares,
             ring: self.ring.as_slice(),
+            local: &self.local,
             hash_on: *hash_on,
+            balance_factor: *balance_factor,
             refuse: *refuse,
             stall_after: *stall_after,
         })?;
         self.state.members.clone_from(members);
+        self.state.cpus.clone_from(cpus);
+        self.state.balance_factor = *balance_factor;
         self.state.hash_on = *hash_on;
         self.state.refuse = *refuse;
         self.state.stall_after = *stall_after;
@@ -176,7 +191,7 @@ mod tests {
 
     fn state(policy: Policy, slots: &[u16]) -> State {
         State {
-            policy,
+            program: policy.into(),
             sockets: slots.iter().copied().collect(),
             members: slots.iter().map(|&slot| Member { slot, weight: 1 }).collect(),
             ..State::default()
@@ -200,14 +215,16 @@ mod tests {
         apply(&mut applied, &state(Policy::Hash, &[0, 1])).unwrap();
         applied.datapath.calls.clear();
         apply(&mut applied, &state(Policy::Random, &[0, 1])).unwrap();
-        assert_eq!(applied.datapath.calls, [Call::Attach(Policy::Random)]);
+        assert_eq!(applied.datapath.calls, [Call::Attach(Policy::Random.into())]);
     }
 
     /// Whichever call fails, everything is as before, down to the ring.
     #[test]
     fn a_failure_changes_nothing() {
         let (before, after) = (state(Policy::Hash, &[0, 1, 2]), state(Policy::LeastLoaded, &[0, 2, 3]));
-        for failing in [Call::Insert(3), Call::Commit, Call::Attach(Policy::LeastLoaded), Call::Remove(1)] {
+        for failing in
+            [Call::Insert(3), Call::Commit, Call::Attach(Policy::LeastLoaded.into()), Call::Remove(1)]
+        {
             let mut applied = Applied::new(FakeDatapath::default(), 4);
             apply(&mut applied, &before).unwrap();
             let untouched = applied.datapath.clone();
@@ -228,7 +245,7 @@ mod tests {
             take_over(&mut applied, &state(policy, &[0, 1]), false).unwrap();
             assert_eq!(
                 applied.datapath.calls,
-                [Call::Insert(0), Call::Insert(1), Call::Commit, Call::Attach(policy)]
+                [Call::Insert(0), Call::Insert(1), Call::Commit, Call::Attach(policy.into())]
             );
             applied.datapath.calls.clear();
             apply(&mut applied, &state(policy, &[0, 1])).unwrap();
@@ -240,7 +257,7 @@ mod tests {
     fn sockets_change_their_array_by_halves() {
         let mut applied = Applied::resume(FakeDatapath::default(), 4, &[]);
         take_over(&mut applied, &state(Policy::Hash, &[0, 1, 2]), true).unwrap();
-        let attach = Call::Attach(Policy::Hash);
+        let attach = Call::Attach(Policy::Hash.into());
         let insert = Call::Insert;
         assert_eq!(
             applied.datapath.calls,
@@ -252,7 +269,7 @@ mod tests {
     #[test]
     fn a_take_over_that_fails_is_not_undone() {
         let mut datapath = FakeDatapath::default();
-        datapath.fail_once = Some(Call::Attach(Policy::Hash));
+        datapath.fail_once = Some(Call::Attach(Policy::Hash.into()));
         let mut applied = Applied::resume(datapath, 4, &[]);
         take_over(&mut applied, &state(Policy::Hash, &[0, 1]), false).unwrap_err();
         assert!(!applied.datapath.calls.iter().any(|call| matches!(call, Call::Remove(_))));
@@ -281,6 +298,6 @@ mod tests {
         apply(&mut applied, &state(Policy::Hash, &[])).unwrap();
         applied.datapath.calls.clear();
         apply(&mut applied, &state(Policy::Hash, &[0])).unwrap();
-        assert!(applied.datapath.calls.contains(&Call::Attach(Policy::Hash)));
+        assert!(applied.datapath.calls.contains(&Call::Attach(Policy::Hash.into())));
     }
 }

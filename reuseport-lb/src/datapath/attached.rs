@@ -13,12 +13,7 @@ use aya::{
 };
 use reuseport_lb_ebpf::{limits::MAX_WORKERS, listen::Attached, names};
 
-use super::{
-    Error,
-    kernel::{PROGRAMS, program},
-    object::Object,
-    offsets::Offsets,
-};
+use super::{Error, kernel::program, object::Object, offsets::Offsets, programs::PROGRAMS};
 use crate::netns::Netns;
 
 /// A program that picks among the sockets of a group.

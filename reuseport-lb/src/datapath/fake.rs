@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io, os::fd::BorrowedFd};
 use reuseport_lb_ebpf::outcome::{Outcome, Outcomes};
 
 use super::{Datapath, Error, Selection, SlotLoad};
-use crate::policy::{Member, Policy};
+use crate::policy::{Member, Program};
 
 /// One call that may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(crate) enum Call {
     Insert(u16),
     Remove(u16),
     Commit,
-    Attach(Policy),
+    Attach(Program),
 }
 
 /// See the module.
@@ -26,13 +26,13 @@ pub(crate) struct FakeDatapath {
     sockets: BTreeSet<u16>,
     members: Vec<Member>,
     ring: Vec<u16>,
-    policy: Option<Policy>,
+    program: Option<Program>,
 }
 
 impl FakeDatapath {
     /// Everything that programs would see.
-    pub(crate) fn contents(&self) -> (&BTreeSet<u16>, &[Member], &[u16], Option<Policy>) {
-        (&self.sockets, &self.members, &self.ring, self.policy)
+    pub(crate) fn contents(&self) -> (&BTreeSet<u16>, &[Member], &[u16], Option<Program>) {
+        (&self.sockets, &self.members, &self.ring, self.program)
     }
 
     fn call(&mut self, call: Call) -> Result<(), Error> {
@@ -74,9 +74,9 @@ impl Datapath for FakeDatapath {
         Ok(())
     }
 
-    fn attach(&mut self, policy: Policy, _: BorrowedFd<'_>) -> Result<(), Error> {
-        self.call(Call::Attach(policy))?;
-        self.policy = Some(policy);
+    fn attach(&mut self, program: Program, _: BorrowedFd<'_>) -> Result<(), Error> {
+        self.call(Call::Attach(program))?;
+        self.program = Some(program);
         Ok(())
     }
 

@@ -25,21 +25,12 @@ use super::{
     object::Object,
     offsets::Offsets,
     pins::{self, Earlier, Pins},
-    tables::{SharedLoads, SharedTables},
+    programs::PROGRAMS,
+    tables::{SharedLoads, SharedTables, SharedTotal},
     takeover::{self, PinRecord, TakenOver},
     trackers,
 };
-use crate::{config::BpfLogLevel, policy::Policy};
-
-/// The selection programs, by policy.
-pub(super) const PROGRAMS: [(Policy, &str); 6] = [
-    (Policy::Hash, names::SELECT_HASH),
-    (Policy::ConsistentHash, names::SELECT_CONSISTENT_HASH),
-    (Policy::LeastLoaded, names::SELECT_LEAST_LOADED),
-    (Policy::PowerOfTwo, names::SELECT_POWER_OF_TWO),
-    (Policy::RoundRobin, names::SELECT_ROUND_ROBIN),
-    (Policy::Random, names::SELECT_RANDOM),
-];
+use crate::{config::BpfLogLevel, policy::Program};
 
 /// How long to wait where the kernel cannot tell that no program runs any more: many thousand times a run.
 const NO_MEMBARRIER: Duration = Duration::from_millis(50);
@@ -62,6 +53,7 @@ pub struct KernelDatapath {
     pub(super) ebpf: Ebpf,
     tables: SharedTables,
     loads: SharedLoads,
+    total: SharedTotal,
     sockets: ReusePortSockArray<MapData>,
     owner: SkStorage<MapData, Value<Owner>>,
     listeners: HashMap<MapData, u64, u32>,
@@ -138,6 +130,7 @@ impl KernelDatapath {
         Ok(Self {
             tables: SharedTables::map(map_data(&ebpf, names::TABLES)?.fd())?,
             loads: SharedLoads::map(map_data(&ebpf, names::WORKERS)?.fd())?,
+            total: SharedTotal::map(map_data(&ebpf, names::TOTAL)?.fd())?,
             sockets: take(&mut ebpf, names::SOCKETS)?,
             owner: take(&mut ebpf, names::OWNER)?,
             listeners: take(&mut ebpf, names::LISTENERS)?,
@@ -245,6 +238,22 @@ impl KernelDatapath {
             drop(self.listeners.remove(&cookie));
         }
     }
+
+    /// Attaches a program in place of the present one, or takes that one away.
+    fn exchange(&mut self, program: Program, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        let Some((_, name)) = PROGRAMS.into_iter().find(|(of, _)| *of == program) else {
+            return match SkReuseport::detach(socket) {
+                // No program is attached, which is what is wanted.
+                Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError {
+                    io_error, ..
+                })) if io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result.map_err(Error::program("detach")),
+            };
+        };
+        self::program::<SkReuseport>(&mut self.ebpf, name)?.attach(socket).map_err(Error::program(name))?;
+        self.settled = false;
+        Ok(())
+    }
 }
 
 impl Datapath for KernelDatapath {
@@ -309,21 +318,17 @@ impl Datapath for KernelDatapath {
         Ok(())
     }
 
-    fn attach(&mut self, policy: Policy, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        if policy.compares_loads() && !self.counts_connections {
-            return Err(Error::NotCounted(policy));
+    fn attach(&mut self, program: Program, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        if program.compares_loads() && !self.counts_connections {
+            return Err(Error::NotCounted(program));
         }
-        let Some((_, name)) = PROGRAMS.into_iter().find(|(of, _)| *of == policy) else {
-            return match SkReuseport::detach(socket) {
-                // No program is attached, which is what is wanted.
-                Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError {
-                    io_error, ..
-                })) if io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result.map_err(Error::program("detach")),
-            };
-        };
-        program::<SkReuseport>(&mut self.ebpf, name)?.attach(socket).map_err(Error::program(name))?;
-        self.settled = false;
+        if program.bounded {
+            self.total.count(true);
+        }
+        self.exchange(program, socket)?;
+        if !program.bounded {
+            self.total.count(false);
+        }
         Ok(())
     }
 

@@ -12,8 +12,9 @@ pub use kernel::KernelDatapath;
 pub use requirements::{Missing, check as check_requirements};
 use reuseport_lb_ebpf::outcome::Outcomes;
 pub use takeover::{PinRecord, TakenOver};
+pub use verifier::{Verified, verify};
 
-use crate::policy::{HashOn, Member, Policy};
+use crate::policy::{BalanceFactor, HashOn, Local, Member, Program};
 
 mod apply;
 mod attached;
@@ -25,10 +26,12 @@ mod memory;
 mod object;
 mod offsets;
 mod pins;
+mod programs;
 mod requirements;
 mod tables;
 mod takeover;
 mod trackers;
+mod verifier;
 mod watch;
 
 /// What the programs pick from, to be committed as a whole.
@@ -40,6 +43,10 @@ pub struct Selection<'a> {
     pub shares: &'a [u16],
     /// The ring of consistent hashing; see [`Ring`](crate::policy::ring::Ring).
     pub ring: &'a [u16],
+    /// The workers of each CPU, for policy `cpu-local`.
+    pub local: &'a Local,
+    /// How far above the mean loads may be, for the program that bounds them.
+    pub balance_factor: BalanceFactor,
     /// What policy `hash` and policy `consistent-hash` hash.
     pub hash_on: [HashOn; 2],
     /// Whether connections are refused when there are no members.
@@ -79,9 +86,9 @@ pub trait Datapath {
     /// Makes `selection` what the programs pick from, from one packet to the next.
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error>;
 
-    /// Lets the program of `policy` pick for the group that `socket` is in; [`Policy::Kernel`] takes the program
-    /// away.
-    fn attach(&mut self, policy: Policy, socket: BorrowedFd<'_>) -> Result<(), Error>;
+    /// Lets `program` pick for the group that `socket` is in; that of
+    /// [`Policy::Kernel`](crate::policy::Policy::Kernel) takes the program away.
+    fn attach(&mut self, program: Program, socket: BorrowedFd<'_>) -> Result<(), Error>;
 
     /// Waits until no program runs any more that began before the last commit or attachment.
     fn settle(&mut self) -> Result<(), Error>;
@@ -157,7 +164,7 @@ pub enum Error {
     #[error(
         "policy {0} compares open connections, which cannot be counted here, since there is no cgroup v2"
     )]
-    NotCounted(Policy),
+    NotCounted(Program),
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use aya_log::Level;
 use sha2::{Digest as _, Sha256};
 
@@ -21,10 +21,19 @@ pub(super) struct Object<'a> {
 impl Object<'_> {
     /// Makes the maps, but for those that are pinned already, and leaves the programs to be loaded one by one.
     pub(super) fn load(&self, pinned: &BTreeMap<String, PathBuf>) -> Result<Ebpf, Error> {
+        self.load_with(pinned, VerifierLogLevel::default())
+    }
+
+    /// The same; with what the kernel is to tell of a program that it refuses.
+    pub(super) fn load_with(
+        &self,
+        pinned: &BTreeMap<String, PathBuf>,
+        log: VerifierLogLevel,
+    ) -> Result<Ebpf, Error> {
         let level = self.level();
         let mut loader = EbpfLoader::new();
         // Nothing in the object depends on the kernel's types, and reading them takes 25 MiB.
-        loader.btf(None).override_global(aya_log::LEVEL, &level, true);
+        loader.btf(None).verifier_log_level(log).override_global(aya_log::LEVEL, &level, true);
         for (name, offset) in self.offsets.globals() {
             loader.override_global(name, offset, true);
         }

@@ -1,16 +1,17 @@
-//! The tables and the loads, as memory that user space and the programs share.
+//! The tables, the loads and their total, as memory that user space and the programs share.
 
 use std::{
     os::fd::AsFd,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use memmap2::{MmapOptions, MmapRaw};
 use reuseport_lb_ebpf::{
+    balance::Total,
     flow::KeyMask,
     health,
-    limits::MAX_WORKERS,
-    tables::{Bank, COST_UNIT, Header, Tables},
+    limits::{MAX_CPUS, MAX_WORKERS},
+    tables::{Bank, COST_UNIT, Header, Part, Tables},
     worker::{self, Load, Workers},
 };
 
@@ -21,12 +22,14 @@ use crate::policy::HashOn;
 #[derive(Debug)]
 pub(super) struct SharedTables {
     memory: MmapRaw,
+    /// One more than the largest slot that a table ever named.
+    slots_len: u32,
 }
 
 impl SharedTables {
     /// Maps the memory of a map whose one value is [`Tables`].
     pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
-        Ok(Self { memory: map_value::<Tables>(map)? })
+        Ok(Self { memory: map_value::<Tables>(map)?, slots_len: 0 })
     }
 
     fn tables(&self) -> *mut Tables {
@@ -56,7 +59,10 @@ impl SharedTables {
     /// The caller must have seen to it that no program still reads the idle bank, where that matters to it: one
     /// that does may pick any slot of the old or the new tables.
     pub(super) fn commit(&mut self, selection: &Selection<'_>, seed: u64) {
-        let Selection { members, shares, ring, hash_on, refuse, stall_after } = *selection;
+        let Selection { members, shares, ring, local, balance_factor, hash_on, refuse, stall_after } =
+            *selection;
+        let slots_len = members.iter().map(|member| u32::from(member.slot) + 1).max();
+        self.slots_len = self.slots_len.max(slots_len.unwrap_or(0));
         let idle = self.active().load(Ordering::Relaxed) & 1 ^ 1;
         // SAFETY: the index is 0 or 1, within the array of banks. The arrays are written within their lengths,
         // which the slices are cut to. No reference is made to memory that programs read; what a program that is
@@ -65,14 +71,23 @@ impl SharedTables {
             let bank = (&raw mut (*self.tables()).banks).cast::<Bank>().add(idle as usize);
             let ring_len = fill(&raw mut (*bank).ring, ring);
             let shares_len = fill(&raw mut (*bank).shares, shares);
+            fill(&raw mut (*bank).local, local.slots());
+            let cpus = (&raw mut (*bank).cpus).cast::<Part>();
+            cpus.write_bytes(0, MAX_CPUS as usize);
+            for (cpu, part) in local.cpus() {
+                let part = Part { start: part.start, len: part.end - part.start };
+                cpus.add(usize::from(cpu) % MAX_CPUS as usize).write(part);
+            }
+            let weights = (&raw mut (*bank).weights).cast::<u16>();
             let costs = (&raw mut (*bank).costs).cast::<u32>();
             let slots = (&raw mut (*bank).members).cast::<u16>();
             let members = &members[..members.len().min(MAX_WORKERS as usize)];
             for (index, member) in members.iter().enumerate() {
+                let slot = usize::from(member.slot) % MAX_WORKERS as usize;
                 slots.add(index).write(member.slot);
-                costs
-                    .add(usize::from(member.slot) % MAX_WORKERS as usize)
-                    .write(COST_UNIT / u32::from(member.weight));
+                slots.add(members.len() + index).write(member.slot);
+                weights.add(slot).write(member.weight);
+                costs.add(slot).write(COST_UNIT / u32::from(member.weight));
             }
             let stall_after_ms = worker::stall_milliseconds(stall_after);
             (&raw mut (*self.tables()).headers).cast::<Header>().add(idle as usize).write(Header {
@@ -84,6 +99,10 @@ impl SharedTables {
                 refuse: u32::from(refuse),
                 stall_after_ms,
                 look_after_ms: health::look_after_ms(stall_after_ms),
+                balance_thousandths: balance_factor.thousandths(),
+                weights_sum: members.iter().map(|member| u32::from(member.weight)).sum(),
+                slots_len: self.slots_len,
+                reserved: 0,
             });
         }
         // The programs find the bank through this word, so their reads of the bank depend on their read of the
@@ -118,7 +137,7 @@ unsafe fn read<const N: usize>(slots: *const [u16; N], len: u32) -> Vec<u16> {
 const fn mask(hash_on: HashOn) -> KeyMask {
     match hash_on {
         HashOn::Flow => KeyMask::FLOW,
-        HashOn::Source => KeyMask::SOURCE,
+        HashOn::Source { v4, v6 } => KeyMask::source(v4 as u32, v6 as u32),
     }
 }
 
@@ -164,6 +183,35 @@ impl SharedLoads {
             stalled: load.stalled != 0,
             selected: load.selected,
             migrated_in: load.migrated_in.into(),
+        }
+    }
+}
+
+/// The memory of map `TOTAL`.
+#[derive(Debug)]
+pub(super) struct SharedTotal {
+    memory: MmapRaw,
+}
+
+impl SharedTotal {
+    /// Maps the memory of a map whose one value is [`Total`].
+    pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
+        Ok(Self { memory: map_value::<Total>(map)? })
+    }
+
+    /// Lets the programs keep the total, or spares them that. What they find when they begin is out of date, so they
+    /// take the sum first.
+    pub(super) fn count(&self, counting: bool) {
+        let total = self.memory.as_mut_ptr().cast::<Total>();
+        // SAFETY: the words are within the mapping and aligned, and everybody who shares them accesses them as a whole.
+        let (summed_at_ms, flag) = unsafe {
+            (
+                AtomicU32::from_ptr(&raw mut (*total).summed_at_ms),
+                AtomicU32::from_ptr(&raw mut (*total).counting),
+            )
+        };
+        if flag.swap(counting.into(), Ordering::Relaxed) == 0 {
+            summed_at_ms.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -68,7 +68,7 @@ impl Group {
 
     /// The kernel picks again, as before the adoption.
     pub fn release(&mut self) {
-        self.policy = Policy::Kernel;
+        self.program = Policy::Kernel.into();
         self.released = true;
     }
 }
@@ -76,16 +76,13 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        group::{Action, RestartPlan, Seen, WorkerState},
-        policy::HashOn,
-    };
+    use crate::group::{Action, RestartPlan, Seen, WorkerState};
 
     const BUSY: Seen = Seen { idle: false, stalled: false, accepted: 0, waiting: false };
     const IDLE: Seen = Seen { idle: true, stalled: false, accepted: 0, waiting: false };
 
     fn adopted(pids: &[u32]) -> Group {
-        let policy = PolicySpec { name: Policy::LeastLoaded, hash_on: HashOn::Flow };
+        let policy = Policy::LeastLoaded.into();
         let now = Instant::now();
         let mut group = Group::adopted(policy, Duration::ZERO, now);
         for (at, pid) in pids.iter().enumerate() {
@@ -133,7 +130,7 @@ mod tests {
     #[test]
     fn who_opens_a_socket_by_itself_is_ready_then() {
         let now = Instant::now();
-        let policy = PolicySpec { name: Policy::Hash, hash_on: HashOn::Flow };
+        let policy = PolicySpec::from(Policy::Hash);
         let supervision = Supervision { self_bound: true, ..Supervision::default() };
         let mut group = Group::new(1, policy, Duration::ZERO, supervision, now);
         group.started(WorkerId(0), 10, now);
@@ -167,6 +164,6 @@ mod tests {
         group.release();
         assert!(group.is_gone());
         let desired = group.desired();
-        assert_eq!((desired.policy, desired.sockets.len()), (Policy::Kernel, 2));
+        assert_eq!((desired.program.policy, desired.sockets.len()), (Policy::Kernel, 2));
     }
 }

@@ -19,7 +19,7 @@ pub use worker::{Wish, Worker};
 
 use crate::{
     plan::State,
-    policy::{HashOn, Member, Policy, PolicySpec},
+    policy::{BalanceFactor, HashOn, Member, Policy, PolicySpec, Program},
 };
 
 mod adopted;
@@ -28,6 +28,7 @@ mod notice;
 mod operation;
 mod process;
 mod refusal;
+mod steering;
 mod supervision;
 mod watchdog;
 mod words;
@@ -55,8 +56,12 @@ pub enum Action {
 /// One group.
 #[derive(Clone, Debug)]
 pub struct Group {
-    policy: Policy,
+    program: Program,
     hash_on: [HashOn; 2],
+    /// The last one given, whether the program keeps it or not.
+    balance_factor: BalanceFactor,
+    /// The CPUs that workers are pinned to, by turns; empty while they are not.
+    cpus: Vec<u16>,
     stall_after: Duration,
     supervision: Supervision,
     workers: BTreeMap<WorkerId, Worker>,
@@ -78,8 +83,10 @@ impl Group {
         now: Instant,
     ) -> Self {
         let mut group = Self {
-            policy: Policy::Kernel,
+            program: Policy::Kernel.into(),
             hash_on: Default::default(),
+            balance_factor: BalanceFactor::MAX,
+            cpus: Vec::new(),
             stall_after,
             supervision,
             workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
@@ -120,35 +127,6 @@ impl Group {
         self.supervision = Supervision { self_bound: self.supervision.self_bound, ..supervision };
     }
 
-    /// The policy, and what it hashes.
-    pub fn policy(&self) -> PolicySpec {
-        let hash_on = hash_user(self.policy).map_or(HashOn::default(), |user| self.hash_on[user]);
-        PolicySpec { name: self.policy, hash_on }
-    }
-
-    /// Another policy.
-    ///
-    /// # Errors
-    ///
-    /// [`Policy::Kernel`] while a worker is kept from new connections.
-    pub fn set_policy(&mut self, policy: PolicySpec) -> Result<(), Refusal> {
-        if policy.name == Policy::Kernel {
-            let kept = self.workers.iter().find(|(_, worker)| worker.open && worker.wish != Wish::Serve);
-            if let Some((id, worker)) = kept {
-                return Err(Refusal::KernelWouldFeed(*id, worker.state()));
-            }
-        }
-        self.choose(policy);
-        Ok(())
-    }
-
-    fn choose(&mut self, PolicySpec { name, hash_on }: PolicySpec) {
-        self.policy = name;
-        if let Some(user) = hash_user(name) {
-            self.hash_on[user] = hash_on;
-        }
-    }
-
     /// No new connection for a worker; with `stop`, its process ends once it is drained, or after that time, and has
     /// the same time once more until it is killed.
     ///
@@ -166,7 +144,7 @@ impl Group {
         if self.is_adopted && stop.is_some() {
             return Err(Refusal::NotOurs);
         }
-        if self.policy == Policy::Kernel {
+        if self.program.policy == Policy::Kernel {
             return Err(Refusal::KernelCannotDrain);
         }
         let others = self.workers.iter().any(|(other, worker)| *other != id && worker.serves());
@@ -243,9 +221,9 @@ impl Group {
     /// then has that time once more until it is killed.
     pub fn leave(&mut self, grace: Duration, now: Instant) {
         self.abandon_operation(now);
-        if self.policy == Policy::Kernel {
+        if self.program.policy == Policy::Kernel {
             // The kernel's own hash would go on giving new connections to workers that end. Any program refuses them.
-            self.policy = Policy::Hash;
+            self.program = Policy::Hash.into();
         }
         for worker in self.workers.values_mut() {
             worker.wish = Wish::Stop { at: now + grace, timeout: grace };
@@ -308,7 +286,7 @@ impl Group {
     pub fn advance(&mut self, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
         let mut actions = Vec::new();
         loop {
-            let others = self.policy != Policy::Kernel && self.workers.values().any(Worker::serves);
+            let others = self.program.policy != Policy::Kernel && self.workers.values().any(Worker::serves);
             for (id, worker) in &mut self.workers {
                 worker.look(look(*id), &self.supervision, now);
                 actions.extend(worker.advance(*id, &self.supervision, others, now));
@@ -369,26 +347,15 @@ impl Group {
         }
         let mut staying = self.workers.values().filter(|worker| !worker.leaves).peekable();
         State {
-            policy: self.policy,
+            program: self.program,
             hash_on: self.hash_on,
+            balance_factor: self.balance_factor,
+            cpus: self.workers.keys().filter_map(|id| Some((id.0, self.cpu(*id)?))).collect(),
             sockets: self.workers.iter().filter(|(_, worker)| worker.open).map(|(id, _)| id.0).collect(),
             members: eligible,
             // The user took every worker out, and knows of it.
             refuse: staying.peek().is_some() && staying.all(|worker| worker.wish != Wish::Serve),
             stall_after: self.stall_after,
-        }
-    }
-}
-
-/// The place of a policy in `hash_on`.
-const fn hash_user(policy: Policy) -> Option<usize> {
-    use reuseport_lb_ebpf::tables::HashUser;
-
-    match policy {
-        Policy::Hash => Some(HashUser::Hash as usize),
-        Policy::ConsistentHash => Some(HashUser::ConsistentHash as usize),
-        Policy::Kernel | Policy::LeastLoaded | Policy::PowerOfTwo | Policy::RoundRobin | Policy::Random => {
-            None
         }
     }
 }

@@ -213,7 +213,7 @@ impl Group {
         let remains = |id: &WorkerId| id.0 < workers;
         let too_many: Vec<WorkerId> = self.workers.keys().copied().filter(|id| !remains(id)).collect();
         if !too_many.is_empty() {
-            if self.policy == Policy::Kernel {
+            if self.program.policy == Policy::Kernel {
                 return Err(Refusal::KernelCannotDrain);
             }
             if !self.workers.iter().any(|(id, worker)| remains(id) && worker.serves()) {
@@ -268,7 +268,7 @@ impl Group {
             return false;
         };
         let followed = operation.follow(&mut self.workers, self.supervision.ready, now);
-        let begun = operation.begin(&mut self.workers, self.policy, now);
+        let begun = operation.begin(&mut self.workers, self.program.policy, now);
         if operation.waiting.is_empty() && operation.under_way.is_empty() {
             operation.ended = Some(now);
         }

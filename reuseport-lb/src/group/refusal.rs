@@ -33,6 +33,9 @@ pub enum Refusal {
     /// There is no socket that could be given new connections.
     #[error("worker {0} has closed its socket, and finishes the connections that it has")]
     Leaves(WorkerId),
+    /// No worker has a CPU that could be its own.
+    #[error("policy cpu-local needs workers that are pinned to CPUs; start the group with --pin-workers")]
+    NotPinned,
     /// One operation at a time.
     #[error("a {kind} is under way (operation {id}); wait for its end, `status` shows how far it is")]
     Busy {

@@ -11,7 +11,7 @@ pub(super) const BUSY: Seen = Seen { idle: false, stalled: false, accepted: 0, w
 pub(super) const IDLE: Seen = Seen { idle: true, stalled: false, accepted: 0, waiting: false };
 
 pub(super) fn policy(name: Policy) -> PolicySpec {
-    PolicySpec { name, hash_on: HashOn::Flow }
+    name.into()
 }
 
 /// A group of `workers` workers that all run.
@@ -198,10 +198,10 @@ fn kernel_and_draining_exclude_each_other() {
 #[test]
 fn each_hashing_policy_remembers_what_it_hashes() {
     let mut group = running(1, Instant::now());
-    group.set_policy(PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Source }).unwrap();
+    group.set_policy(PolicySpec { hash_on: HashOn::SOURCE, ..policy(Policy::ConsistentHash) }).unwrap();
     group.set_policy(policy(Policy::Hash)).unwrap();
     assert_eq!(group.policy(), policy(Policy::Hash));
-    assert_eq!(group.desired().hash_on, [HashOn::Flow, HashOn::Source]);
+    assert_eq!(group.desired().hash_on, [HashOn::Flow, HashOn::SOURCE]);
 }
 
 #[test]

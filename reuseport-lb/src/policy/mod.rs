@@ -7,9 +7,16 @@ use std::cmp::Reverse;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+mod hash_on;
+mod local;
 mod maglev;
 pub mod ring;
 pub mod shares;
+mod spec;
+
+pub use hash_on::{HashOn, InvalidHashOn};
+pub use local::Local;
+pub use spec::{BalanceFactor, InvalidBalanceFactor, PolicySpec, Program};
 
 /// The rule that picks the worker for a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
@@ -29,6 +36,8 @@ pub enum Policy {
     RoundRobin,
     /// Any worker
     Random,
+    /// A worker that is pinned to the CPU which took the packet
+    CpuLocal,
 }
 
 impl Policy {
@@ -42,12 +51,18 @@ impl Policy {
             Self::PowerOfTwo => "power-of-two",
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
+            Self::CpuLocal => "cpu-local",
         }
     }
 
     /// Whether the policy hashes something of the packet, so that `--hash-on` has a meaning.
     pub const fn hashes(self) -> bool {
         matches!(self, Self::Hash | Self::ConsistentHash)
+    }
+
+    /// Whether the policy can keep every worker's load within a [`BalanceFactor`].
+    pub const fn balances(self) -> bool {
+        matches!(self, Self::ConsistentHash)
     }
 
     /// Whether the policy compares the load of workers, and so needs their connections counted.
@@ -59,51 +74,6 @@ impl Policy {
 impl std::fmt::Display for Policy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-/// What of a packet is hashed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HashOn {
-    /// Source and destination, address and port
-    #[default]
-    Flow,
-    /// The source address alone, so that a client keeps its worker over any source port
-    Source,
-}
-
-impl HashOn {
-    /// The name on the command line, in JSON and in logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Flow => "flow",
-            Self::Source => "source",
-        }
-    }
-}
-
-impl std::fmt::Display for HashOn {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// A policy together with what it hashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicySpec {
-    /// The policy.
-    pub name: Policy,
-    /// What it hashes; without a meaning for a policy that does not hash.
-    #[serde(default)]
-    pub hash_on: HashOn,
-}
-
-/// Such as `consistent-hash on flow`, or `random`.
-impl std::fmt::Display for PolicySpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, hash_on } = self;
-        if name.hashes() { write!(f, "{name} on {hash_on}") } else { name.fmt(f) }
     }
 }
 

@@ -22,14 +22,19 @@ use super::{Member, apportion};
 ///
 /// When there are more than [`MAX_SHARES`] members, or all weights are 0.
 pub fn schedule(members: &[Member], out: &mut Vec<u16>) {
+    schedule_within(members, MAX_SHARES, out);
+}
+
+/// The same with `room` entries at most, in place of [`MAX_SHARES`].
+pub(super) fn schedule_within(members: &[Member], room: u32, out: &mut Vec<u16>) {
     out.clear();
     let mut members = members.to_vec();
     members.sort_unstable_by_key(|member| member.slot);
     let divisor = members.iter().fold(0, |divisor, member| gcd(divisor, u32::from(member.weight))).max(1);
     let mut counts: Vec<u32> = members.iter().map(|member| u32::from(member.weight) / divisor).collect();
     let mut len = counts.iter().sum::<u32>();
-    if len > MAX_SHARES {
-        len = MAX_SHARES;
+    if len > room {
+        len = room;
         apportion(&members, len, &mut counts);
     }
     if let [only] = members.as_slice() {

@@ -5,7 +5,7 @@ use reuseport_lb_ebpf::outcome::Outcome;
 use super::*;
 use crate::{
     control::{FallbackReasons, Outcomes, testing::status},
-    policy::{HashOn, Policy, PolicySpec},
+    policy::Policy,
 };
 
 fn plain(status: Status) -> Vec<String> {
@@ -92,7 +92,7 @@ fn numbers_are_those_of_the_status() {
 #[test]
 fn a_policy_that_hashes_nothing_says_so() {
     let mut status = status();
-    status.groups[0].policy = PolicySpec { name: Policy::Random, hash_on: HashOn::Flow };
+    status.groups[0].policy = Policy::Random.into();
     let lines = plain(status);
     assert!(lines.iter().any(|line| line.contains("policy=\"random\",hash_on=\"\"")), "{lines:#?}");
 }

@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setuid};
 
-use super::descriptors;
+use super::{affinity, descriptors};
 
 /// What the process is to be when it becomes the program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
@@ -27,6 +27,9 @@ pub struct Become {
     /// Both limits of open files
     #[arg(long)]
     pub rlimit_nofile: Option<u64>,
+    /// The CPU to be pinned to
+    #[arg(long)]
+    pub cpu: Option<u16>,
     /// The working folder
     #[arg(long)]
     pub chdir: Option<PathBuf>,
@@ -47,6 +50,9 @@ pub enum ExecError {
     /// The limit of open files cannot be had.
     #[error("cannot limit open files to {0}")]
     Limit(u64, #[source] io::Error),
+    /// The CPU is offline, or not for this process.
+    #[error("cannot pin it to CPU {0}")]
+    Cpu(u16, #[source] io::Error),
     /// There is no such folder, or it may not be entered.
     #[error("cannot enter {}", .0.display())]
     Folder(PathBuf, #[source] io::Error),
@@ -61,11 +67,12 @@ pub enum ExecError {
 impl Become {
     /// As the arguments of the hidden command.
     pub(super) fn arguments(&self) -> Vec<OsString> {
-        let Self { open_files, rlimit_nofile, chdir, uid, gid, groups } = self;
+        let Self { open_files, rlimit_nofile, cpu, chdir, uid, gid, groups } = self;
         let number = |name: &str, n: u64| OsString::from(format!("--{name}={n}"));
         let mut arguments = Vec::new();
         arguments.extend(open_files.map(|n| number("open-files", n)));
         arguments.extend(rlimit_nofile.map(|n| number("rlimit-nofile", n)));
+        arguments.extend(cpu.map(|cpu| number("cpu", cpu.into())));
         if let Some(folder) = chdir {
             arguments.extend(["--chdir".into(), folder.into()]);
         }
@@ -79,12 +86,15 @@ impl Become {
     }
 
     fn apply(&self) -> Result<(), ExecError> {
-        let Self { open_files, rlimit_nofile, chdir, uid, gid, groups } = self;
+        let Self { open_files, rlimit_nofile, cpu, chdir, uid, gid, groups } = self;
         if let Some(before) = *open_files {
             descriptors::restore_limit(before).map_err(|error| ExecError::Limit(before, error))?;
         }
         if let Some(limit) = *rlimit_nofile {
             descriptors::set_limit(limit).map_err(|error| ExecError::Limit(limit, error))?;
+        }
+        if let Some(cpu) = *cpu {
+            affinity::pin(cpu).map_err(|error| ExecError::Cpu(cpu, error))?;
         }
         if let Some(folder) = chdir {
             std::env::set_current_dir(folder).map_err(|error| ExecError::Folder(folder.clone(), error))?;

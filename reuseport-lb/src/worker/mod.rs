@@ -5,6 +5,7 @@
 //!
 //! [systemd's]: https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html
 
+pub mod affinity;
 pub mod descriptors;
 pub mod launcher;
 pub mod notify;

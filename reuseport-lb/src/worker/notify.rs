@@ -259,10 +259,7 @@ mod tests {
             let ready = if notify { Ready::Notify } else { Ready::Exec };
             let supervision =
                 Supervision { ready, watchdog: Some(Duration::from_secs(1)), ..Supervision::default() };
-            let policy = crate::policy::PolicySpec {
-                name: crate::policy::Policy::Hash,
-                hash_on: crate::policy::HashOn::default(),
-            };
+            let policy = crate::policy::Policy::Hash.into();
             let mut group = Group::new(2, policy, Duration::ZERO, supervision, now);
             for action in group.advance(now, |_| Seen::default()) {
                 match action {

@@ -65,6 +65,8 @@ pub struct Launch<'a> {
     pub notify: Option<&'a Path>,
     /// How often it has to.
     pub watchdog: Option<Duration>,
+    /// The CPU that it is to be pinned to; none leaves it where the daemon may run.
+    pub cpu: Option<u16>,
 }
 
 /// Why a worker could not be started. No process is left behind.
@@ -122,8 +124,18 @@ impl Process {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn start(launch: &Launch<'_>) -> Result<Self, StartError> {
-        let Launch { executable, command, worker, group, socket, open_files, settings, notify, watchdog } =
-            *launch;
+        let Launch {
+            executable,
+            command,
+            worker,
+            group,
+            socket,
+            open_files,
+            cpu,
+            settings,
+            notify,
+            watchdog,
+        } = *launch;
         let ProcessSettings { user, env, chdir, open_files: rlimit_nofile, output } = settings;
         let Streams { stdout, stderr, last_words } =
             Streams::new(output, group, worker).map_err(StartError::Output)?;
@@ -136,6 +148,7 @@ impl Process {
         let to_be = Become {
             open_files: open_files.filter(|_| rlimit_nofile.is_none()),
             rlimit_nofile: *rlimit_nofile,
+            cpu,
             chdir: chdir.clone(),
             uid: user.as_ref().map(|user| user.uid),
             gid: user.as_ref().map(|user| user.gid),

@@ -58,6 +58,7 @@ impl Stage {
             settings: &ProcessSettings { output: Output::Inherit, ..ProcessSettings::default() },
             notify: None,
             watchdog: None,
+            cpu: None,
         })
     }
 

@@ -46,7 +46,7 @@ fn a_file_describes_the_daemon_and_its_groups() {
     let [api, web] = groups.as_slice() else { panic!("{groups:?}") };
     assert_eq!((&*api.name, api.listen.to_string()), ("api.v1", "0.0.0.0:8080".into()));
     assert_eq!((&*web.name, web.listen.to_string(), web.workers), ("web", "[::1]:80".into(), 3));
-    assert_eq!((web.policy.name, web.policy.hash_on), (Policy::Hash, HashOn::Source));
+    assert_eq!((web.policy.name, web.policy.hash_on), (Policy::Hash, HashOn::SOURCE));
     assert_eq!(web.hash_seed, 0xfeed_feed_feed_feed);
     assert_eq!((web.grace, web.stall_after), (Duration::from_secs(90), Duration::from_millis(1_500)));
     let WorkerCommand::Program { args, .. } = &web.command else { panic!("{web:?}") };

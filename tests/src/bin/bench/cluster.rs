@@ -97,7 +97,7 @@ impl Cluster {
     }
 
     pub(crate) async fn set_policy(&self, policy: Policy) -> Result<PolicySpec> {
-        let policy = PolicySpec { name: policy, hash_on: HashOn::default() };
+        let policy = PolicySpec::from(policy);
         self.client.set_policy(None, policy).await.context("cannot switch the policy")
     }
 

@@ -13,7 +13,7 @@ use reuseport_lb::{
     control::DrainRequest,
     datapath::{Datapath as _, Selection},
     group::WorkerId,
-    policy::{HashOn, Member, Policy, ring::Ring, shares},
+    policy::{BalanceFactor, HashOn, Local, Member, Policy, ring::Ring, shares},
 };
 use reuseport_lb_tests::{Netns, binary};
 use serde::{Deserialize, Serialize};
@@ -219,6 +219,8 @@ fn rebuild(workers: u16, rounds: u32) -> Result<(Summary, Summary)> {
             members: &members,
             shares: &schedule,
             ring: ring.as_slice(),
+            local: &Local::default(),
+            balance_factor: BalanceFactor::MAX,
             hash_on: [HashOn::Flow; 2],
             refuse: false,
             stall_after: Duration::from_millis(50),

@@ -13,7 +13,7 @@ use aya::{
 };
 use reuseport_lb::{
     datapath::{self, Datapath as _, KernelDatapath, Selection},
-    policy::{HashOn, Member, Policy, ring::Ring, shares},
+    policy::{BalanceFactor, HashOn, Local, Member, Policy, ring::Ring, shares},
 };
 
 use socket2::Socket;
@@ -48,6 +48,8 @@ pub(crate) fn load(sockets: &[Socket]) -> Result<KernelDatapath> {
         members: &members,
         shares: &schedule,
         ring: ring.as_slice(),
+        local: &Local::default(),
+        balance_factor: BalanceFactor::MAX,
         hash_on: [HashOn::Flow; 2],
         refuse: false,
         stall_after: STALL_AFTER,
@@ -102,7 +104,7 @@ impl Group {
 
     /// Lets the program of a policy run for the group.
     pub(crate) fn attach(&mut self, policy: Policy) -> Result<()> {
-        Ok(self.datapath.attach(policy, any_socket(&self.listeners)?)?)
+        Ok(self.datapath.attach(policy.into(), any_socket(&self.listeners)?)?)
     }
 
     /// Makes, takes and closes `n` connections.

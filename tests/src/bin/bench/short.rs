@@ -222,7 +222,7 @@ impl Stage {
                     Some(datapath) => datapath,
                     none => none.insert(group::load(sockets)?),
                 };
-                datapath.attach(policy, any.as_fd())?;
+                datapath.attach(policy.into(), any.as_fd())?;
             }
         }
         Ok(match steering {

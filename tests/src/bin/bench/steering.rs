@@ -78,7 +78,9 @@ impl fmt::Display for Steering {
 
 /// All policies that have a program.
 pub(crate) fn policies() -> Vec<Policy> {
-    Policy::value_variants().iter().copied().filter(|policy| *policy != Policy::Kernel).collect()
+    // Without pinned workers, which would change what the others are compared with, cpu-local has nobody to pick.
+    let left_out = [Policy::Kernel, Policy::CpuLocal];
+    Policy::value_variants().iter().copied().filter(|policy| !left_out.contains(policy)).collect()
 }
 
 /// Lets a classic BPF program pick for the group of `socket`: one of the first `workers` sockets, at random.
