@@ -259,6 +259,11 @@ impl Daemon {
         Client::of(self.listen)
     }
 
+    /// A client of the group by another address that it listens on.
+    pub fn client_of(&self, address: &str) -> Client {
+        Client::of(address.parse().unwrap_or_else(|error| panic!("{address}: {error}")))
+    }
+
     /// The control socket.
     pub fn control(&self) -> &Path {
         &self.control

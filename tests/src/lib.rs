@@ -10,12 +10,14 @@
 //! * [`Load`]: connections without pause, each of them accounted for.
 //! * [`BpfStats`]: the kernel's own count of program runs.
 
+pub mod arrivals;
 pub mod bpf_stats;
 pub mod chance;
 pub mod client;
 pub mod command;
 pub mod daemon;
 pub mod http;
+pub mod listeners;
 pub mod load;
 pub mod machine;
 pub mod netns;
@@ -26,6 +28,7 @@ pub mod status;
 pub mod terminal;
 pub mod wait;
 
+pub use arrivals::{Arrival, Arrivals};
 pub use bpf_stats::BpfStats;
 pub use client::{Answer, Client, Connection, fixed_sources, hold, sources_reaching, workers_of};
 pub use command::{Output, run};
@@ -33,6 +36,7 @@ pub use daemon::{Daemon, Launch, binary};
 pub use load::{Account, Load, connections};
 pub use machine::Machine;
 pub use netns::{Netns, in_netns};
+pub use process::pin_thread;
 pub use server::Server;
 pub use status::GroupExt;
 pub use terminal::Terminal;

@@ -108,6 +108,12 @@ impl Netns {
             .unwrap_or_else(|error: std::io::Error| panic!("receive packet steering for {device}: {error}"));
     }
 
+    /// Makes every address of an IPv6 prefix this namespace's own, so that clients may bind to them.
+    pub fn own_prefix(&self, prefix: &str) {
+        self.sysctl("net.ipv6.ip_nonlocal_bind", "1");
+        self.within(|| ip(&format!("-6 route add local {prefix} dev lo")));
+    }
+
     /// The processes in this namespace. The test itself is not one of them: only some of its threads are here.
     pub fn processes(&self) -> Vec<u32> {
         let me = std::process::id();

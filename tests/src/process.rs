@@ -6,6 +6,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    thread::{CpuSet, sched_setaffinity},
 };
 
 /// A handle on a process that stays with this very process, whoever gets its number later.
@@ -57,6 +58,13 @@ pub fn kill_and_wait(pid: u32) {
 /// The numbers of all processes on this machine.
 pub fn all() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// Lets the calling thread run on this CPU only.
+pub fn pin_thread(cpu: u16) {
+    let mut set = CpuSet::new();
+    set.set(cpu.into());
+    sched_setaffinity(None, &set).unwrap_or_else(|error| panic!("CPU {cpu}: {error}"));
 }
 
 fn to_pid(pid: u32) -> Pid {

@@ -1,73 +1,233 @@
 //! A worker that takes nothing is passed over, whatever the policy, and comes back by itself.
 
-use reuseport_lb::group::WorkerState;
-use reuseport_lb_tests::{GroupExt, Launch, Load, fixed_sources, in_netns, process, workers_of};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use reuseport_lb::{
+    control::{Connections, GroupStatus, WorkerStatus},
+    group::WorkerState,
+    worker::affinity,
+};
+use reuseport_lb_tests::{
+    Arrival, Arrivals, Connection, Daemon, GroupExt, Launch, Load, chance::plausible, eventually,
+    fixed_sources, hold, in_netns, pin_thread, process, status::tally, workers_of,
+};
 use rustix::process::Signal;
 
 const WORKERS: u16 = 4;
-const STOPPED: u16 = 1;
-/// More than a stopped worker can catch before it is seen to be stalled, so that the load goes on.
-const IN_FLIGHT: usize = 300;
+/// One of the workers on the first CPU, when they are pinned.
+const STOPPED: u16 = 0;
 
-fn stalled_worker_is_passed_over(policy: &'static str) {
+/// The stall time of these tests. Longer than the default, so that the machine seldom keeps a healthy worker from running
+/// for so long.
+const STALL_AFTER: Duration = Duration::from_millis(200);
+/// A stall is seen when the queue is looked at, a quarter of the stall time after the last look at the latest; and the
+/// programs read a clock that goes by ticks, of ten milliseconds at most.
+const SEEN_AFTER: Duration = Duration::from_millis(200 + 50 + 20);
+
+/// How many connections may reach a worker after it should have been seen to be stalled.
+const HANDFUL: usize = 5;
+
+/// The policies, with what share of this thread's connections each of four workers has.
+fn launches() -> BTreeMap<&'static str, (Launch, f64)> {
+    let cpus = affinity::allowed().expect("the CPUs of this test").len();
+    // Four workers by turns: those of the first CPU.
+    let local = (0..usize::from(WORKERS)).filter(|worker| worker % cpus == 0).count();
+    let launch = |policy| Launch::policy(policy).workers(WORKERS).stall_after("200ms");
+    let quarter = 1.0 / f64::from(WORKERS);
+    BTreeMap::from([
+        ("hash", (launch("hash"), quarter)),
+        ("consistent-hash", (launch("consistent-hash"), quarter)),
+        ("bounded", (launch("consistent-hash").arg("--balance-factor=1.25"), quarter)),
+        ("least-loaded", (launch("least-loaded"), quarter)),
+        ("power-of-two", (launch("power-of-two"), quarter)),
+        ("round-robin", (launch("round-robin"), quarter)),
+        ("random", (launch("random"), quarter)),
+        ("cpu-local", (launch("cpu-local").arg("--pin-workers"), 1.0 / local as f64)),
+    ])
+}
+
+/// Arrivals until the daemon says that the worker is stalled.
+///
+/// Under least-loaded what waits in its queue keeps the worker from being picked, stalled or not, until others have as
+/// much: so with each of those `held` connections come that stay open.
+async fn until_stalled(daemon: &Daemon, arrivals: &mut Arrivals, held: Option<&mut Vec<Connection>>) {
+    let mut held = held;
+    eventually("the worker is stalled", async || {
+        arrivals.make(20).await;
+        if let Some(held) = &mut held {
+            for _ in 0..60 {
+                held.push(daemon.client().connect().await.expect("a connection"));
+            }
+        }
+        let group = daemon.group().await;
+        let worker = group.worker(STOPPED);
+        if worker.state == WorkerState::Stalled { Ok(()) } else { Err(format!("{worker:?}\n{daemon}")) }
+    })
+    .await;
+}
+
+fn a_stalled_worker_gets_a_handful_and_then_its_share(policy: &'static str) {
     in_netns(async move |netns| {
-        let daemon = Launch::policy(policy).workers(WORKERS).stall_after("50ms").start(&netns).await;
-        let client = daemon.client();
-        let sources = fixed_sources(200);
-        let before = workers_of(&client, &sources).await;
-        let pid = daemon.idle().await.worker(STOPPED).pid.expect("a process");
+        let (launch, share) = launches().remove(policy).expect(policy);
+        let daemon = launch.start(&netns).await;
+        pin_thread(affinity::allowed().expect("the CPUs of this thread")[0]);
+        let pid = daemon.group().await.worker(STOPPED).pid.expect("a process");
+        let mut arrivals = Arrivals::of(daemon.client());
+        arrivals.make(100).await;
 
         process::signal(pid, Signal::STOP);
-        let load = Load::start(&client, IN_FLIGHT);
-        let stalled = daemon
-            .wait("the worker is stalled", |group| group.worker(STOPPED).state == WorkerState::Stalled)
-            .await;
-        load.more(1_000).await;
-        let later = daemon.group().await;
-        assert_eq!(
-            later.worker(STOPPED).connections.selected_total,
-            stalled.worker(STOPPED).connections.selected_total,
-            "nothing is given to it any more"
-        );
-        assert_eq!(later.worker(STOPPED).stalls.count, 1);
-        assert!(later.worker(STOPPED).stalls.since_seconds.is_some());
+        let stopped = Instant::now();
+        let mut held = Vec::new();
+        let holds = policy == "least-loaded";
+        until_stalled(&daemon, &mut arrivals, holds.then_some(&mut held)).await;
+        // For so long that its queue is looked at again and again, and many connections come meanwhile.
+        let (long, mut late) = (Instant::now() + 3 * STALL_AFTER, 0);
+        while late < 1_000 || Instant::now() < long {
+            arrivals.make(50).await;
+            late += 50;
+        }
+        let stalled = daemon.group().await;
+        let stalls = stalled.worker(STOPPED).stalls;
+        assert!(stalls.count >= 1 && stalls.since_seconds.is_some(), "{stalls:?}");
+        assert!(daemon.tell(&["status"]).await.stdout.contains("stalled"));
 
         process::signal(pid, Signal::CONT);
-        daemon.wait("it is back", GroupExt::all_active).await;
-        load.more(1_000).await;
-        load.stop().await.assert_nothing_failed();
-        let after = daemon.idle().await;
-        assert!(
-            after.worker(STOPPED).connections.selected_total
-                > later.worker(STOPPED).connections.selected_total,
-            "it gets its share again"
-        );
-        assert_eq!(after.outcomes.fallback, 0);
-        if policy == "consistent-hash" {
-            assert_eq!(workers_of(&client, &sources).await, before, "its clients are back");
+        let continued = Instant::now();
+        let answered_again = eventually("it answers again", async || {
+            arrivals.make(1).await;
+            let mut answers = arrivals.answered().into_iter().rev();
+            answers
+                .find(|arrival| arrival.worker == STOPPED && arrival.answered > continued)
+                .map(|arrival| arrival.answered)
+                .ok_or_else(|| daemon.to_string())
+        })
+        .await;
+
+        if holds {
+            // So that all have the same again.
+            held.clear();
+            daemon.idle().await;
         }
+        its_share_again(&daemon, policy, share, answered_again).await;
+
+        let arrivals = arrivals.finish().await;
+        let caught = |after: Instant, before: Instant| {
+            let between = move |arrival: &&Arrival| arrival.started > after && arrival.established < before;
+            arrivals.iter().filter(between).filter(|arrival| arrival.worker == STOPPED)
+        };
+        let first = caught(stopped, continued).map(|arrival| arrival.established).min().unwrap_or(stopped);
+        let too_late = caught(first + SEEN_AFTER, continued).count();
+        assert!(too_late <= HANDFUL, "{too_late} connections for a worker that was stalled\n{daemon}");
+        let group = daemon.idle().await;
+        assert_eq!(group.outcomes.fallback, 0);
+        assert_eq!(group.outcomes.dropped, 0);
+        let stalls = group.worker(STOPPED).stalls;
+        assert!(stalls.seconds_total >= 3.0 * STALL_AFTER.as_secs_f64(), "{stalls:?}");
         daemon.stop().await;
     });
 }
 
-#[test]
-fn under_consistent_hash() {
-    stalled_worker_is_passed_over("consistent-hash");
+/// From one stall time after the worker was seen to run again, it has its share of the connections that come.
+async fn its_share_again(daemon: &Daemon, policy: &str, share: f64, answered_again: Instant) {
+    const HELD: usize = 400;
+    eventually("it has had its share without having been stalled anew", async || {
+        while Instant::now() < answered_again + STALL_AFTER {
+            daemon.client().worker().await;
+        }
+        let stalls =
+            |group: &GroupStatus| -> u64 { group.workers.iter().map(|worker| worker.stalls.count).sum() };
+        let before = daemon.group().await;
+        let held = hold(&daemon.client(), HELD).await;
+        let after = daemon.group().await;
+        let counts = tally(WORKERS, held.iter().map(|(_, worker)| *worker));
+        drop(held);
+        if stalls(&before) != stalls(&after) || !before.all_active() {
+            // This machine has kept some worker from running, which this is not about.
+            return Err(format!("stalled meanwhile: {after:#?}"));
+        }
+        let fair = plausible(HELD as u64, share);
+        let count = counts[usize::from(STOPPED)];
+        assert!(fair.contains(&count), "{policy}: {count} of {counts:?}, not {fair:?}\n{daemon}");
+        Ok(())
+    })
+    .await;
 }
 
 #[test]
 fn under_hash() {
-    stalled_worker_is_passed_over("hash");
+    a_stalled_worker_gets_a_handful_and_then_its_share("hash");
 }
 
 #[test]
-fn under_random() {
-    stalled_worker_is_passed_over("random");
+fn under_consistent_hash() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("consistent-hash");
+}
+
+#[test]
+fn under_consistent_hash_with_bounded_loads() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("bounded");
+}
+
+#[test]
+fn under_least_loaded() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("least-loaded");
+}
+
+#[test]
+fn under_power_of_two() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("power-of-two");
 }
 
 #[test]
 fn under_round_robin() {
-    stalled_worker_is_passed_over("round-robin");
+    a_stalled_worker_gets_a_handful_and_then_its_share("round-robin");
+}
+
+#[test]
+fn under_random() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("random");
+}
+
+#[test]
+fn under_cpu_local() {
+    a_stalled_worker_gets_a_handful_and_then_its_share("cpu-local");
+}
+
+/// The table stays as it is: the worker's flows go to their second choice, always the same, all others stay, and
+/// afterwards everything is as before.
+#[test]
+fn flows_of_a_stalled_worker_go_to_their_second_choice_and_come_back() {
+    in_netns(async |netns| {
+        let (launch, _) = launches().remove("consistent-hash").expect("a launch");
+        let daemon = launch.start(&netns).await;
+        let client = daemon.client();
+        let sources = fixed_sources(200);
+        let before = workers_of(&client, &sources).await;
+        assert!(before.contains(&STOPPED));
+        let pid = daemon.idle().await.worker(STOPPED).pid.expect("a process");
+
+        process::signal(pid, Signal::STOP);
+        let mut arrivals = Arrivals::of(client.clone());
+        until_stalled(&daemon, &mut arrivals, None).await;
+        let during = workers_of(&client, &sources).await;
+        for ((source, home), now) in sources.iter().zip(&before).zip(&during) {
+            match *home {
+                STOPPED => assert_ne!(*now, STOPPED, "{source} was answered by a stopped process"),
+                _ => assert_eq!(now, home, "{source} has moved for nothing"),
+            }
+        }
+        assert_eq!(workers_of(&client, &sources).await, during, "the second choice is always the same");
+
+        process::signal(pid, Signal::CONT);
+        daemon.wait("it is back", GroupExt::all_active).await;
+        assert_eq!(workers_of(&client, &sources).await, before, "its clients are back");
+        arrivals.finish().await;
+        daemon.stop().await;
+    });
 }
 
 #[test]
@@ -78,31 +238,108 @@ fn when_all_are_stalled_all_are_eligible() {
         let pids: Vec<u32> =
             daemon.group().await.workers.iter().map(|worker| worker.pid.expect("a process")).collect();
         pids.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
-        let load = Load::start(&client, IN_FLIGHT);
-        let group = daemon
-            .wait("both have all of the load", |group| {
-                group.workers.iter().map(|worker| worker.connections.queued).sum::<u64>() == IN_FLIGHT as u64
-            })
-            .await;
+        let mut arrivals = Arrivals::of(client);
+        eventually("both are stalled", async || {
+            arrivals.make(10).await;
+            let group = daemon.group().await;
+            let stalled = |worker: &WorkerStatus| worker.state == WorkerState::Stalled;
+            if group.workers.iter().all(stalled) { Ok(()) } else { Err(format!("{group:#?}")) }
+        })
+        .await;
+        let before = daemon.group().await;
+        arrivals.make(200).await;
+        let group = daemon.group().await;
         assert_eq!(group.outcomes.fallback, 0, "the policy went on to pick");
-        assert!(group.workers.iter().all(|worker| worker.connections.queued > 0), "{group:?}");
+        for (before, now) in before.selected().iter().zip(group.selected()) {
+            assert!(now > *before, "both get connections: {group:#?}");
+        }
         pids.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
-        load.more(200).await;
-        load.stop().await.assert_nothing_failed();
+        arrivals.finish().await;
         daemon.stop().await;
     });
 }
 
-/// With a longer stall time than the default: this machine may have better to do than to run a worker.
+/// How often the kernel has found an accept queue full, in this thread's network namespace.
+fn overflows() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat").expect("netstat");
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(fields);
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let at = names.iter().position(|name| name == "ListenOverflows").expect("ListenOverflows");
+    values[at].parse().expect("a number")
+}
+
+/// At once, and not only after the stall time, which is far away here.
+#[test]
+fn a_full_accept_queue_gets_no_connection_under_any_policy() {
+    const BACKLOG: u64 = 8;
+    for policy in launches().into_keys() {
+        in_netns(async move |netns| {
+            let (launch, _) = launches().remove(policy).expect(policy);
+            let daemon = launch.stall_after("10m").arg(format!("--backlog={BACKLOG}")).start(&netns).await;
+            pin_thread(affinity::allowed().expect("the CPUs of this thread")[0]);
+            let pid = daemon.group().await.worker(STOPPED).pid.expect("a process");
+            process::signal(pid, Signal::STOP);
+            let before = overflows();
+            let mut arrivals = Arrivals::of(daemon.client());
+            // The others are given the time to empty theirs, which are as short.
+            for _ in 0..100 {
+                arrivals.make(2).await;
+                eventually("the others have answered", async || {
+                    let group = daemon.group().await;
+                    let queued =
+                        |worker: &WorkerStatus| worker.id.0 != STOPPED && worker.connections.queued > 0;
+                    if group.workers.iter().any(queued) { Err(format!("{group:#?}")) } else { Ok(()) }
+                })
+                .await;
+            }
+            let group = daemon.group().await;
+            let stopped = group.worker(STOPPED);
+            let Connections { queued, selected_total, .. } = stopped.connections;
+            assert_eq!(queued, selected_total, "{policy}: what it got is in its queue: {group:#?}");
+            // Those that compare loads see how much it has before its queue is full.
+            match policy {
+                "bounded" | "least-loaded" | "power-of-two" => assert!((1..=BACKLOG + 1).contains(&queued)),
+                _ => assert_eq!(queued, BACKLOG + 1, "{policy}: it is full, and no fuller: {group:#?}"),
+            }
+            assert_eq!(stopped.stalls.count, 0, "{policy}: it is not stalled yet");
+            assert_eq!(overflows(), before, "{policy}: no connection found a full queue");
+            process::signal(pid, Signal::CONT);
+            arrivals.finish().await;
+            daemon.stop().await;
+        });
+    }
+}
+
+/// Eight workers that have as much to do as they can. Whoever is said to have been stalled has kept some client waiting
+/// for that long: without such a client, none was stalled; with one, this machine has kept the worker from running.
 #[test]
 fn nobody_is_stalled_by_work_alone() {
     in_netns(async |netns| {
-        let daemon = Launch::policy("hash").workers(8).stall_after("500ms").start(&netns).await;
+        const DEFAULT: Duration = Duration::from_millis(50);
+        const TICK: Duration = Duration::from_millis(10);
+        let daemon = Launch::policy("hash").workers(8).stall_after("50ms").start(&netns).await;
         let load = Load::start(&daemon.client(), 16);
-        load.more(10_000).await;
-        load.stop().await.assert_nothing_failed();
+        let end = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < end {
+            load.more(1_000).await;
+        }
+        let account = load.stop().await;
+        account.assert_nothing_failed();
         let group = daemon.idle().await;
-        assert!(group.workers.iter().all(|worker| worker.stalls.count == 0), "{group:#?}");
+        for worker in &group.workers {
+            let waited = account.records.iter().filter(|record| {
+                record.result == Ok(worker.id.0) && record.ended - record.started >= DEFAULT - TICK
+            });
+            let waited = waited.count() as u64;
+            assert!(
+                worker.stalls.count <= waited,
+                "worker {} was stalled {} times, and {waited} of {} clients waited for so long\n{daemon}",
+                worker.id,
+                worker.stalls.count,
+                account.total()
+            );
+        }
         daemon.stop().await;
     });
 }
