@@ -8,8 +8,8 @@ use reuseport_lb::{
     policy::Policy,
 };
 use reuseport_lb_tests::{
-    Client, Daemon, GroupExt, Launch, Load, Netns, Output, connections, eventually, in_netns, run,
-    status::tally,
+    Client, Daemon, GroupExt, Launch, Load, Netns, Output, Server, connections, eventually, in_netns, run,
+    server::perl, status::tally,
 };
 use rustix::process::Signal;
 
@@ -407,6 +407,70 @@ fn another_command_is_for_workers_that_are_started_from_now_on() {
         daemon.tell(&["restart", "1"]).await;
         let after = daemon.wait("they run", GroupExt::all_active).await;
         assert_eq!([0, 1, 2].map(|id| generation(pid(&after, id))), ["1", "2", "1"]);
+        daemon.stop().await;
+    });
+}
+
+/// Groups whose sockets are others' or the workers' own stand in a file like any other. When a group of others is removed,
+/// its processes go on.
+#[test]
+fn adopted_and_self_bound_groups_are_reloaded_too() {
+    in_netns(async |netns| {
+        let others = [Server::perl("127.0.0.1:8083").await, Server::perl("127.0.0.1:8083").await];
+        let command = serde_json::to_string(&perl("127.0.0.1:8082")).expect("an array of texts");
+        let file = |policy: &str, workers: u16| {
+            format!(
+                "{WEB}
+                [groups.theirs]
+                adopt = true
+                listen = '127.0.0.1:8083'
+                policy = '{policy}'
+                stall-after = 0
+
+                [groups.own]
+                self-bind = true
+                listen = '127.0.0.1:8082'
+                workers = {workers}
+                stall-after = 0
+                command = {command}
+                "
+            )
+        };
+        let daemon = Launch::config(&file("round-robin", 2)).start(&netns).await;
+        let load = Load::start(&client(8083), 2);
+        load.more(20).await;
+        assert!(daemon.group_named("theirs").await.outcomes.selected >= 20);
+
+        daemon.configure(&file("hash", 3));
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(
+            told, "group own: workers 2 -> 3\ngroup theirs: policy round-robin -> hash on flow\n",
+            "{daemon}"
+        );
+        all_active(&daemon).await;
+        eventually("the third worker has its socket, and is picked", async || {
+            client(8082).ask("/").await.map_err(|error| error.to_string())?;
+            let own = daemon.group_named("own").await;
+            let all = own.workers.len() == 3 && own.selected().iter().all(|count| *count > 0);
+            if all { Ok(()) } else { Err(format!("{own:#?}")) }
+        })
+        .await;
+        assert_eq!(daemon.tell(&["reload"]).await.stdout, "nothing to change\n");
+
+        daemon.configure(WEB);
+        let told = daemon.tell(&["reload"]).await.stdout;
+        assert_eq!(
+            told,
+            "group own: removed from 127.0.0.1:8082\ngroup theirs: removed from 127.0.0.1:8083\n"
+        );
+        all_active(&daemon).await;
+        load.more(50).await;
+        load.stop().await.assert_nothing_failed();
+        client(8082).ask("/").await.expect_err("its workers have ended");
+        for server in others {
+            assert!(!server.process().ends_within(std::time::Duration::ZERO), "{server}");
+            server.kill().await;
+        }
         daemon.stop().await;
     });
 }

@@ -37,6 +37,9 @@ use super::{
 /// The largest file that is read. A thousand groups take a tenth of that.
 const MAX_BYTES: u64 = 1024 * 1024;
 
+/// How many faults are told. Nobody reads more at once, and each is looked up in the text.
+const MAX_FAULTS: usize = 256;
+
 /// The table of the daemon's own settings.
 const DAEMON: &str = "daemon";
 
@@ -89,7 +92,7 @@ pub enum FileError {
     Wrong {
         /// The file.
         path: PathBuf,
-        /// Everything that is wrong, as it stands in the file; at least one thing.
+        /// What is wrong, as it stands in the file; at least one thing.
         faults: Vec<Fault>,
     },
 }
@@ -135,7 +138,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 ///
-/// Everything that is wrong, in the order of the text. Whether what depends on a wrong part is wrong too is then not
+/// Everything that is wrong, in the order of the text, up to 256 faults. Whether what depends on a wrong part is wrong too is then not
 /// known, and not told.
 pub fn parse(bytes: &[u8]) -> Result<Config, Vec<Fault>> {
     let text = match std::str::from_utf8(bytes) {
@@ -153,6 +156,7 @@ pub fn parse(bytes: &[u8]) -> Result<Config, Vec<Fault>> {
         _ => {
             wrong.sort_by(|a, b| (a.at.start, &a.why).cmp(&(b.at.start, &b.why)));
             wrong.dedup();
+            wrong.truncate(MAX_FAULTS);
             Err(wrong.into_iter().map(|wrong| fault(text, wrong)).collect())
         }
     }

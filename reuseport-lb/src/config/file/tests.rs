@@ -185,6 +185,15 @@ fn everything_that_is_wrong_is_told_at_once_in_order() {
 }
 
 #[test]
+fn a_file_that_is_wrong_throughout_is_told_in_bounds() {
+    let text: String = (0..20_000).map(|n| format!("key-{n} = [\n")).collect();
+    let faults = parse(text.as_bytes()).expect_err("nothing in it is right");
+    assert!((1..=MAX_FAULTS).contains(&faults.len()), "{}", faults.len());
+    let text: String = (0..20_000).map(|n| format!("key-{n} = {n}\n")).collect();
+    assert_eq!(parse(text.as_bytes()).expect_err("all keys are unknown").len(), MAX_FAULTS);
+}
+
+#[test]
 fn what_is_no_text_is_no_file() {
     let told = parse(b"[groups.web]\n# \xff").expect_err("not UTF-8");
     assert_eq!(told, [Fault { line: 2, column: 3, why: "not UTF-8".into() }]);
