@@ -12,7 +12,7 @@ use crate::{
         source::{Configured, ReloadError},
     },
     control::ReloadStatus,
-    group::{Group, Refusal, Wish, WorkerId},
+    group::{Group, Refusal, WorkerId},
     netns::Netns,
 };
 
@@ -213,7 +213,7 @@ impl Runner {
     /// [`advance`](Self::advance).
     pub(super) fn reconfigure(&mut self, spec: GroupSpec) -> Result<Before, RequestError> {
         let mut before = Before { group: self.group.clone(), spec: self.spec.clone(), opened: Vec::new() };
-        let done = self.try_reconfigure(spec, &mut before.opened);
+        let done = self.try_reconfigure(spec, &mut before);
         match done {
             Ok(()) => Ok(before),
             Err(error) => {
@@ -223,7 +223,7 @@ impl Runner {
         }
     }
 
-    fn try_reconfigure(&mut self, spec: GroupSpec, opened: &mut Vec<WorkerId>) -> Result<(), RequestError> {
+    fn try_reconfigure(&mut self, spec: GroupSpec, before: &mut Before) -> Result<(), RequestError> {
         become_like(&mut self.group, &spec, Instant::now()).map_err(|refusal| self.named(&refusal))?;
         self.spec = spec;
         for socket in self.listeners.values_mut() {
@@ -232,11 +232,11 @@ impl Runner {
         // The sockets of further workers now, so that a failure is one of the change.
         if self.spec.sockets == Sockets::HandedOver {
             for id in (0..self.spec.workers).map(WorkerId) {
-                if self.group.worker(id).is_ok_and(|worker| !worker.open && worker.wish == Wish::Serve) {
+                if before.group.worker(id).is_err() {
                     let listener = self.open().map_err(|error| self.cannot_listen(error))?;
                     self.listeners.insert(id, Socket::Made(listener));
                     self.group.opened(id);
-                    opened.push(id);
+                    before.opened.push(id);
                 }
             }
         }
