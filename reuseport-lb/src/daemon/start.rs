@@ -53,10 +53,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Where the workers of a group send their notices.
-    fn notify_path(&self, group: &str) -> PathBuf {
+    /// Where the workers of a group send their notices. `pin_name` and not the group's name tells groups apart, since a
+    /// group that is replaced goes on beside the new one of that name.
+    fn notify_path(&self, pin_name: &str) -> PathBuf {
         let mut path = self.control.clone().into_os_string();
-        path.push(format!(".{group}.notify"));
+        path.push(format!(".{pin_name}.notify"));
         path.into()
     }
 }
@@ -248,7 +249,7 @@ impl Runner {
         let netns = Netns::open(spec.netns.as_deref())
             .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })?;
         let left_over = check_address(&spec, &netns)?;
-        let path = settings.notify_path(&spec.name);
+        let path = settings.notify_path(&pin_name(&spec, &netns));
         let notices = (spec.sockets != Sockets::Adopted)
             .then(|| Notices::listen(&path, events.clone()))
             .transpose()

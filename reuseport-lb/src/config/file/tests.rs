@@ -77,6 +77,19 @@ fn flags_and_file_give_the_same_group() {
         (vec!["--workers=4", "--weights=1,2,5"], "workers = 4\nweights = [1, 2, 5]"),
         (vec!["--workers=4", "--weights", "3"], "workers = 4\nweights = 3"),
         (vec!["--workers=4", "--weights=1,1"], "workers = 4"),
+        (vec!["--env=A=b", "--env=C=d=e"], "env = ['A=b', 'C=d=e']"),
+        (vec!["--env=A=1", "--env=C=d=e"], "env = {A = 1, C = 'd=e'}"),
+        (
+            vec!["--ready=accept", "--watchdog=5s", "--output=inherit"],
+            "ready = 'accept'\nwatchdog = 5\noutput = 'inherit'",
+        ),
+        (vec!["--adopt", "--listen=:1"], "adopt = true\nlisten = 1"),
+        (vec!["--self-bind", "--", "sh"], "self-bind = true\ncommand = ['sh']"),
+        (
+            vec!["--user=0:0", "--chdir=/", "--rlimit-nofile=64"],
+            "user = '0:0'\nchdir = '/'\nrlimit-nofile = 64",
+        ),
+        (vec![], "adopt = false\nself-bind = false"),
         (vec!["--", "sh", "1"], "command = ['sh', 1]"),
     ] {
         let words = line.iter().map(OsString::from);
@@ -138,7 +151,18 @@ fn what_is_wrong_is_told_with_its_place() {
         ("groups = 1", "1:10: groups.NAME is not a table: write [groups.NAME] above its keys"),
         ("[groups]\nweb = 1", "2:7: groups.web is not a table: write [groups.web] above its keys"),
         ("daemon = 1\n[groups.a]", "1:10: daemon is not a table: write [daemon] above its keys"),
+        ("[groups.web]\nadopt = 'yes'", "2:9: adopt: true or false is expected, not a string"),
+        ("[groups.web]\nenv = ['A']", "2:8: env: write NAME=VALUE"),
+        ("[groups.web]\nenv = {A = []}", "2:12: env: a text or a number is expected, not an array"),
         // Things that do not go together.
+        (
+            "[groups.web]\nadopt = true\nworkers = 2",
+            "1:9: the argument '--adopt' cannot be used with '--workers <N>'",
+        ),
+        (
+            "[groups.web]\nself-bind = true",
+            "1:9: the following required arguments were not provided: <COMMAND>...",
+        ),
         (
             "[groups.web]\ncommand = ['no-such-server']",
             "2:11: cannot run the worker command: no-such-server: no such command on PATH",
