@@ -16,6 +16,8 @@ pub mod daemon;
 pub mod datapath;
 pub mod demo;
 pub mod doctor;
+#[cfg(test)]
+mod fuzz;
 pub mod group;
 pub mod netns;
 pub mod plan;

@@ -32,6 +32,8 @@ use crate::{
 
 pub mod access;
 pub mod client;
+#[cfg(test)]
+mod fuzz;
 pub mod metrics;
 pub mod server;
 mod socket;

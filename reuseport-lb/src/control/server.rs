@@ -103,8 +103,7 @@ pub(super) async fn serve_on<L: Listener>(
 ) {
     let connections = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(READ_PATIENCE).max_buf_size(MAX_HEAD_BYTES);
+    let http = http();
 
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -145,7 +144,15 @@ async fn accept<L: Listener>(socket: &L, connections: &Arc<Semaphore>) -> (Owned
     }
 }
 
-fn router(handle: Handle) -> Router {
+/// How a connection is read.
+pub(super) fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(READ_PATIENCE).max_buf_size(MAX_HEAD_BYTES);
+    http
+}
+
+/// What can be asked.
+pub(super) fn router(handle: Handle) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/groups/{group}/policy", put(set_policy))

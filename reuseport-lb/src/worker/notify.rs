@@ -249,7 +249,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(crate::fuzz::config(2_000))]
 
         /// Whatever comes, nothing panics; what is no message changes nothing, and what is one changes that worker and
         /// what it may change of it.
