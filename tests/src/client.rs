@@ -4,6 +4,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    time::{sleep, timeout},
 };
 
 use crate::{Netns, http};
@@ -76,11 +78,7 @@ impl Client {
 
     /// One connection, one request, read to the end: what a browser without keep-alive does.
     pub async fn ask(&self, path: &str) -> io::Result<Answer> {
-        let mut connection = self.connect().await?;
-        http::send_get(&mut connection.stream, path, true).await?;
-        let answer = connection.receive().await?;
-        connection.expect_end().await?;
-        Ok(answer)
+        self.connect().await?.ask_last(path).await
     }
 
     /// Makes a connection, learns who has it, and keeps it open.
@@ -146,6 +144,14 @@ impl Connection {
         self.receive().await
     }
 
+    /// The last request and its answer, read to the end of the connection.
+    pub async fn ask_last(&mut self, path: &str) -> io::Result<Answer> {
+        http::send_get(&mut self.stream, path, true).await?;
+        let answer = self.receive().await?;
+        self.expect_end().await?;
+        Ok(answer)
+    }
+
     /// Sends a request and does not wait.
     pub async fn send(&mut self, path: &str) -> io::Result<()> {
         http::send_get(&mut self.stream, path, false).await
@@ -169,6 +175,34 @@ impl Connection {
     pub async fn half_close(mut self) -> io::Result<()> {
         self.stream.shutdown().await?;
         self.expect_end().await
+    }
+
+    /// Waits for `time` without a request. Says whether the server has kept the connection open all the while, or else
+    /// ended it in order.
+    ///
+    /// # Errors
+    /// When it was reset, and when the server says something without being asked.
+    pub async fn idle(&self, time: Duration) -> io::Result<bool> {
+        match timeout(time, self.stream.peek(&mut [0])).await {
+            Err(_) => Ok(true),
+            Ok(Ok(0)) => Ok(false),
+            Ok(Ok(_)) => Err(io::Error::other("an answer without a request")),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// Whether the other host has refused what was sent last: it arrived when the server had closed already, and no
+    /// process has read it. To be asked after an error.
+    pub async fn was_refused(&self, error: &io::Error) -> bool {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => true,
+            // The reset follows the end of the stream after a round trip. Without one, the time is up soon enough.
+            io::ErrorKind::UnexpectedEof => {
+                sleep(Duration::from_millis(200)).await;
+                !matches!(self.stream.take_error(), Ok(None))
+            }
+            _ => false,
+        }
     }
 
     /// Waits until the server closes, and takes nothing but that.

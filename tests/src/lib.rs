@@ -8,11 +8,13 @@
 //! * [`Daemon`]: the program under test, started, asked, told, stopped, and what it left behind.
 //! * [`Client`] and [`Connection`]: a client whose every connection names its source.
 //! * [`Load`]: connections without pause, each of them accounted for.
+//! * [`chaos`]: everything at once, in an order that a seed gives.
 //! * [`BpfStats`]: the kernel's own count of program runs.
 
 pub mod arrivals;
 pub mod bpf_stats;
 pub mod chance;
+pub mod chaos;
 pub mod client;
 pub mod command;
 pub mod daemon;
@@ -35,7 +37,7 @@ pub use command::{Output, run};
 pub use daemon::{Daemon, Launch, binary};
 pub use load::{Account, Load, connections};
 pub use machine::Machine;
-pub use netns::{Netns, in_netns};
+pub use netns::{Netns, in_netns, in_netns_for};
 pub use process::pin_thread;
 pub use server::Server;
 pub use status::GroupExt;

@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    net::Ipv4Addr,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     process::Command,
     sync::Arc,
     thread,
@@ -28,6 +29,14 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 /// When `body` does, when it takes longer than three minutes, and when the namespace cannot be made, for which
 /// `CAP_SYS_ADMIN` is needed.
 pub fn in_netns(body: impl AsyncFnOnce(Arc<Netns>) + Send + 'static) {
+    in_netns_for(TEST_LIMIT, body);
+}
+
+/// The same for a test that may take as long as `limit`.
+///
+/// # Panics
+/// As [`in_netns`], but for the three minutes.
+pub fn in_netns_for(limit: Duration, body: impl AsyncFnOnce(Arc<Netns>) + Send + 'static) {
     raise_file_limit();
     let name = thread::current().name().unwrap_or("test").to_owned();
     let run = move || {
@@ -36,8 +45,8 @@ pub fn in_netns(body: impl AsyncFnOnce(Arc<Netns>) + Send + 'static) {
             .enable_all()
             .build()
             .expect("a runtime")
-            .block_on(async { tokio::time::timeout(TEST_LIMIT, body(netns)).await })
-            .unwrap_or_else(|_| panic!("the test is not done after {TEST_LIMIT:?}"));
+            .block_on(async { tokio::time::timeout(limit, body(netns)).await })
+            .unwrap_or_else(|_| panic!("the test is not done after {limit:?}"));
     };
     let thread = thread::Builder::new().name(name).spawn(run).expect("a thread");
     if let Err(panic) = thread.join() {
@@ -67,6 +76,24 @@ impl Netns {
     pub fn new() -> Self {
         let _back = Back::here();
         Self::enter_new()
+    }
+
+    /// Joins this namespace, which must be the caller's own, to a new host: client number `n`. Returns the host and this
+    /// namespace's address on the way to it.
+    pub fn join_client(&self, n: u8) -> (Arc<Self>, Ipv4Addr) {
+        let client = Arc::new(Self::new());
+        let there = format!("/proc/{}/fd/{}", std::process::id(), client.file.as_raw_fd());
+        let here = Ipv4Addr::new(10, 78, n, 1);
+        self.within(|| {
+            ip(&format!("link add client{n} type veth peer name server netns {there}"));
+            ip(&format!("addr add {here}/24 dev client{n}"));
+            ip(&format!("link set client{n} up"));
+        });
+        client.within(|| {
+            ip(&format!("addr add 10.78.{n}.2/24 dev server"));
+            ip("link set server up");
+        });
+        (client, here)
     }
 
     fn current() -> Self {
@@ -179,8 +206,7 @@ impl Neighbour {
     /// Joins `here`, the caller's own namespace, to a new host.
     pub fn join(here: &Netns) -> Self {
         let netns = Arc::new(Netns::new());
-        let there =
-            format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&netns.file));
+        let there = format!("/proc/{}/fd/{}", std::process::id(), netns.file.as_raw_fd());
         here.within(|| {
             ip(&format!(
                 "link add veth0 address {} type veth peer name veth0 netns {there} address {}",

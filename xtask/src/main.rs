@@ -6,6 +6,7 @@ mod command;
 mod deb;
 mod digest;
 mod docs;
+mod fuzz;
 mod lint;
 mod record;
 mod run;
@@ -48,6 +49,21 @@ enum Task {
         /// What `cargo test` gets.
         #[arg(last = true)]
         args: Vec<OsString>,
+    },
+    /// Build everything from source and let everything happen to a group, as root, under load.
+    Chaos {
+        /// How long.
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// What the order of events depends on [default: chance; it is printed].
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Run the tests with random input, with more of it: configuration files, control requests, notify datagrams.
+    Fuzz {
+        /// How many inputs each test gets.
+        #[arg(long, default_value_t = 100_000)]
+        cases: u32,
     },
     /// Build everything from source with optimisation and run the benchmarks as root.
     Bench {
@@ -98,7 +114,9 @@ fn perform(task: Task) -> Result<()> {
             if check { record::check(&workspace, &toolchain) } else { record::write(&workspace, &toolchain) }
         }
         Task::Run { release, args } => run::run(&workspace, release, args),
-        Task::Test { args } => test::test(&workspace, args),
+        Task::Test { args } => test::test(&workspace, args, &[]),
+        Task::Chaos { minutes, seed } => test::chaos(&workspace, minutes, seed),
+        Task::Fuzz { cases } => fuzz::fuzz(&workspace, cases),
         Task::Bench { args } => bench::bench(&workspace, args),
         Task::Deb => deb::release(&workspace),
         Task::Verifier { record } => verifier::verifier(&workspace, record),

@@ -28,8 +28,20 @@ const PACKAGE_VARIABLE: &str = "REUSEPORT_LB_DEB";
 /// The test of the Debian package.
 const PACKAGE_TEST: &str = "package";
 
-/// Builds everything from source and runs `cargo test` with `args`.
-pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
+/// What the test `chaos` reads: how long it takes, in seconds, and the seed.
+const CHAOS_VARIABLES: [&str; 2] = ["REUSEPORT_LB_CHAOS_SECONDS", "REUSEPORT_LB_CHAOS_SEED"];
+
+/// Builds everything from source and runs the test `chaos` for so long.
+pub(crate) fn chaos(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> Result<()> {
+    let [seconds_variable, seed_variable] = CHAOS_VARIABLES;
+    let mut variables = vec![(seconds_variable, (minutes * 60).to_string())];
+    variables.extend(seed.map(|seed| (seed_variable, seed.to_string())));
+    let args = ["--package=reuseport-lb-tests", "--test=chaos", "--", "--nocapture"].map(OsString::from);
+    test(workspace, args.into(), &variables)
+}
+
+/// Builds everything from source and runs `cargo test` with `args`, and these environment variables.
+pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>, variables: &[(&str, String)]) -> Result<()> {
     let is_root = command::is_root()?;
     if !is_root {
         // Before the minutes of building.
@@ -47,7 +59,8 @@ pub(crate) fn test(workspace: &Workspace, args: Vec<OsString>) -> Result<()> {
         .args(["test", "--locked", "--no-fail-fast"])
         .current_dir(&workspace.root)
         .env(OBJECT_VARIABLE, &object)
-        .env(DAEMON_VARIABLE, &daemon);
+        .env(DAEMON_VARIABLE, &daemon)
+        .envs(variables.iter().map(|(name, value)| (name, value)));
     if package {
         cargo.env(PACKAGE_VARIABLE, deb::of(workspace, &daemon, Compression::Fast)?);
     }
