@@ -19,8 +19,10 @@ pub mod doctor;
 #[cfg(test)]
 mod fuzz;
 pub mod group;
+mod moment;
 pub mod netns;
 pub mod plan;
 pub mod policy;
+pub mod state;
 pub mod stats;
 pub mod worker;

@@ -12,6 +12,7 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use reuseport_lb::control::{GroupStatus, Status};
@@ -207,16 +208,7 @@ impl Launch {
             line.push("--".into());
             line.extend(self.worker_command);
         }
-        let file = |name| File::create(folder.path().join(name)).expect("a file in a temporary folder");
-        let child = Command::new(&line[0])
-            .args(&line[1..])
-            .stdin(Stdio::null())
-            .stdout(file("stdout"))
-            .stderr(file("stderr"))
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", display(&line)));
-        let process =
-            Process::find(child.id().expect("a child not waited for")).expect("a child not waited for");
+        let (child, process) = launch(&line, folder.path());
         Daemon {
             line,
             child,
@@ -372,6 +364,56 @@ impl Daemon {
         self.cli(args).await.succeeded()
     }
 
+    /// Where the daemon writes down what its successor needs.
+    pub fn state_file(&self) -> PathBuf {
+        let mut path = self.control.clone().into_os_string();
+        path.push(".state");
+        path.into()
+    }
+
+    /// Kills the daemon, and waits until it is gone. Its workers go on.
+    pub async fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        within("the daemon is gone", self.child.wait()).await.expect("wait");
+        self.running = false;
+    }
+
+    /// Starts the daemon again, with the same command line and further arguments, and waits until it answers. Returns how
+    /// long that took.
+    pub async fn start_again(&mut self, args: &[&str]) -> Duration {
+        let begun = Instant::now();
+        self.spawn_again(args);
+        while self.try_status().await.is_err() {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                panic!("the daemon ended at once: {status}\n{self}");
+            }
+            assert!(begun.elapsed() < PATIENCE, "the daemon does not answer\n{self}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        begun.elapsed()
+    }
+
+    /// Starts the daemon again, and waits until it has given up.
+    pub async fn fail_again(&mut self, args: &[&str]) -> Output {
+        let before = ["stdout", "stderr"].map(|stream| self.written(stream).len());
+        self.spawn_again(args);
+        let status = within("the daemon has given up", self.child.wait()).await.expect("wait");
+        self.running = false;
+        let mut output = self.output(status);
+        output.stdout.drain(..before[0]);
+        output.stderr.drain(..before[1]);
+        output
+    }
+
+    fn spawn_again(&mut self, args: &[&str]) {
+        assert!(!self.running, "the daemon runs\n{self}");
+        let mut line = self.line.clone();
+        let options = line.iter().position(|word| word == "--").unwrap_or(line.len());
+        line.splice(options..options, args.iter().map(OsString::from));
+        (self.child, self.process) = launch(&line, self.folder.path());
+        self.running = true;
+    }
+
     /// Ends the daemon as systemd would, with SIGTERM, and sees that nothing is left over.
     pub async fn stop(mut self) {
         self.process.signal(Signal::TERM);
@@ -381,16 +423,23 @@ impl Daemon {
 
     /// Waits until the daemon has ended, and sees that nothing is left over.
     pub async fn ended(&mut self) -> ExitStatus {
+        self.ended_but_for(&[]).await
+    }
+
+    /// The same, with these processes still there, which are none of the daemon's.
+    pub async fn ended_but_for(&mut self, others: &[u32]) -> ExitStatus {
         let status = within("the daemon has ended", self.child.wait()).await.expect("wait");
         self.running = false;
-        self.assert_nothing_left();
+        self.assert_nothing_left(others);
         status
     }
 
-    fn assert_nothing_left(&self) {
+    fn assert_nothing_left(&self, others: &[u32]) {
         assert!(!self.control.exists(), "the control socket is left over\n{self}");
+        assert!(!self.state_file().exists(), "the state file is left over\n{self}");
         assert_eq!(files_below(&self.pins), Vec::<PathBuf>::new(), "pins are left over\n{self}");
-        let processes = if self.adopts { vec![] } else { self.netns.processes() };
+        let mut processes = if self.adopts { vec![] } else { self.netns.processes() };
+        processes.retain(|pid| !others.contains(pid));
         assert!(processes.is_empty(), "the processes {processes:?} are left over\n{self}");
     }
 
@@ -441,6 +490,24 @@ impl Drop for Daemon {
             eprintln!("{}: {error}", self.pins.display());
         }
     }
+}
+
+/// Starts a daemon, which writes to files in `folder`, behind what is there.
+fn launch(line: &[OsString], folder: &Path) -> (Child, Process) {
+    let file = |name| {
+        let mut options = File::options();
+        options.create(true).append(true);
+        options.open(folder.join(name)).expect("a file in a temporary folder")
+    };
+    let child = Command::new(&line[0])
+        .args(&line[1..])
+        .stdin(Stdio::null())
+        .stdout(file("stdout"))
+        .stderr(file("stderr"))
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", display(line)));
+    let process = Process::find(child.id().expect("a child not waited for")).expect("a child not waited for");
+    (child, process)
 }
 
 /// Everything below `folder` that is not a folder; nothing when `folder` does not exist.

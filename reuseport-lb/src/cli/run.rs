@@ -1,6 +1,7 @@
 //! `run`
 
 use std::{
+    collections::BTreeMap,
     path::{self, PathBuf},
     pin::Pin,
 };
@@ -23,6 +24,7 @@ use crate::{
     },
     control::{access::Access, metrics, server},
     daemon,
+    state::StateFile,
 };
 
 /// Start the workers of groups, and steer their connections until Ctrl-C
@@ -91,6 +93,8 @@ pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<
     // First of all, so that a second daemon is refused before it has touched anything.
     let access = Access { control: control_group, readonly: control_readonly_group };
     let socket = server::bind(&control, access)?;
+    let state_file = StateFile::of(&control).context("cannot find out which boot this is")?;
+    let state = state_file.read()?;
     let metrics_socket = match metrics {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -98,6 +102,8 @@ pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<
     let (daemon, handle) = daemon::start(daemon::Options {
         groups: groups.clone(),
         configured,
+        earlier: daemon::Earlier { state, sockets: BTreeMap::new() },
+        state_file,
         settings: daemon::Settings { pin_dir, bpf_log, executable, control: control.clone() },
     })?;
 

@@ -84,7 +84,8 @@ mod tests {
         let mut down = worker(2, None, "down", 0, 3);
         down["reason"] = "exit status 1".into();
         let expected = serde_json::json!({
-            "version": "0.1.0", "pid": std::process::id(), "uptime_seconds": 1.5, "leaving": [],
+            "version": "0.1.0", "pid": std::process::id(), "uptime_seconds": 1.5, "generation": 1,
+            "leaving": [],
             "groups": [{
                 "name": "default", "protocol": "tcp", "listen": "0.0.0.0:8080", "mode": "supervised",
                 "policy": {"name": "consistent-hash", "hash_on": "flow"},

@@ -55,6 +55,9 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the daemon started.
     pub uptime_seconds: f64,
+    /// How many daemons have had these groups, one after the other: 1 for the first, one more for each that took over.
+    #[serde(default)]
+    pub generation: u64,
     /// The groups.
     pub groups: Vec<GroupStatus>,
     /// Groups that a reload has removed or replaced, and that finish what they have. A name may be that of a group.

@@ -98,6 +98,7 @@ pub(crate) fn status() -> Status {
         version: "0.1.0".into(),
         pid: std::process::id(),
         uptime_seconds: 1.5,
+        generation: 1,
         leaving: vec![],
         groups: vec![GroupStatus {
             name: "default".into(),

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -50,6 +50,15 @@ impl Listener {
             self.is_narrow = is_narrow;
         }
         Ok(())
+    }
+
+    /// A socket that was made by an earlier daemon.
+    pub(super) fn resume(socket: OwnedFd, backlog: u32) -> io::Result<Self> {
+        let cookie = rustix::net::sockopt::socket_cookie(&socket)?;
+        let mut listener = Self { socket: socket.into(), cookie, backlog: 0, is_narrow: false };
+        // The daemon may have died while it kept the queue short.
+        listener.set_backlog(backlog)?;
+        Ok(listener)
     }
 
     /// The kernel's name for the socket.

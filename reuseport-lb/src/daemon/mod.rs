@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use following::LeftOut;
 pub use owner::Daemon;
-pub use start::{GroupError, Options, Settings, StartError, check, start};
+pub use start::{Earlier, GroupError, Options, Settings, StartError, check, start};
 
 use crate::{
     control::{
@@ -27,7 +27,9 @@ mod notices;
 mod owner;
 mod owners;
 mod process;
+mod recover;
 mod reload;
+mod resume;
 mod runner;
 mod socket;
 mod start;

@@ -18,6 +18,7 @@ use crate::{
     config::source::Configured,
     control::{ReloadRequest, Status},
     group::WorkerId,
+    state::{GroupState, StateFile},
     worker::{descriptors::OpenFiles, output},
 };
 
@@ -35,6 +36,9 @@ pub struct Daemon {
     pub(super) started: Instant,
     pub(super) ending: bool,
     pub(super) manager: Manager,
+    pub(super) state_file: StateFile,
+    /// How many daemons have had these groups, this one included.
+    pub(super) generation: u64,
 }
 
 impl Daemon {
@@ -63,6 +67,7 @@ impl Daemon {
             self.advance();
             self.report();
         }
+        self.state_file.remove();
         output::flush().await;
         tracing::info!("all workers have ended");
     }
@@ -138,44 +143,74 @@ impl Daemon {
         for gone in self.leaving.extract_if(.., |runner| runner.is_gone()) {
             tracing::info!(group = gone.spec.name, "the group has gone");
         }
+        self.save();
+    }
+
+    /// Writes down what another daemon needs to go on from here.
+    ///
+    /// Not at the end: what is wished then is the daemon's end, and nothing that its successor should go on with. One
+    /// that starts while this one is killed at its end finds the groups as they were before.
+    pub(super) fn save(&mut self) {
+        if self.ending {
+            return;
+        }
+        let leaving = self.leaving.iter().map(|runner| GroupState { leaving: true, ..runner.state() });
+        let groups = self.groups.values().map(Runner::state).chain(leaving).collect();
+        let state = self.state_file.state(self.generation, groups);
+        if let Err(error) = self.state_file.write(&state) {
+            let path = self.state_file.path().display();
+            tracing::error!(%path, %error, "cannot write the state; without it, no other daemon can take over");
+        }
     }
 
     fn answer(&mut self, request: Request) {
-        // Who asked may have gone away meanwhile; what was asked is done all the same.
-        fn send<T>(reply: Reply<T>, answer: Result<T, RequestError>) {
-            drop(reply.send(answer));
-        }
         match request {
-            Request::Status(reply) => send(reply, self.status()),
+            Request::Status(reply) => drop(reply.send(self.status())),
             Request::SetPolicy(group, policy, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.set_policy(policy)));
+                let done = self.changeable(&group).and_then(|runner| runner.set_policy(policy));
+                self.reply(reply, done);
             }
             Request::Drain(group, id, drain, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.drain(id, drain)));
+                let done = self.changeable(&group).and_then(|runner| runner.drain(id, drain));
+                self.reply(reply, done);
             }
             Request::Undrain(group, id, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.undrain(id)));
+                let done = self.changeable(&group).and_then(|runner| runner.undrain(id));
+                self.reply(reply, done);
             }
             Request::Start(group, id, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.start_again(id)));
+                let done = self.changeable(&group).and_then(|runner| runner.start_again(id));
+                self.reply(reply, done);
             }
             Request::Restart(group, request, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.restart(request)));
+                let done = self.changeable(&group).and_then(|runner| runner.restart(request));
+                self.reply(reply, done);
             }
             Request::Scale(group, request, reply) => {
                 let scaled = self.changeable(&group).and_then(|runner| runner.scale(request));
                 self.raise_limit();
-                send(reply, scaled);
+                self.reply(reply, scaled);
             }
             Request::SetWeight(group, id, weight, reply) => {
-                send(reply, self.changeable(&group).and_then(|runner| runner.set_weight(id, weight)));
+                let done = self.changeable(&group).and_then(|runner| runner.set_weight(id, weight));
+                self.reply(reply, done);
             }
-            Request::Reload(ReloadRequest { dry_run }, reply) => send(reply, self.reload(dry_run)),
+            Request::Reload(ReloadRequest { dry_run }, reply) => {
+                let done = self.reload(dry_run);
+                self.reply(reply, done);
+            }
             Request::Shutdown(reply) => {
                 self.end();
-                send(reply, Ok(()));
+                drop(reply.send(Ok(())));
             }
         }
+    }
+
+    /// Answers. What was done is written down before somebody relies on it.
+    fn reply<T>(&mut self, reply: Reply<T>, answer: Result<T, RequestError>) {
+        self.save();
+        // Who asked may have gone away meanwhile; what was asked is done all the same.
+        drop(reply.send(answer));
     }
 
     /// More workers need more descriptors.
@@ -190,6 +225,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            generation: self.generation,
             groups: self.groups.values().map(Runner::status).collect::<Result<_, _>>()?,
             leaving: self.leaving.iter().map(Runner::status).collect::<Result<_, _>>()?,
         })

@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use super::events::{Event, Events};
 use crate::{
     group::WorkerId,
+    state::ProcessState,
     worker::{Process, Signal},
 };
 
@@ -19,12 +20,26 @@ pub(super) enum Order {
     Kill,
 }
 
-/// The way to a process.
-pub(super) type Orders = mpsc::UnboundedSender<Order>;
+/// A process that is watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// What tells it from all others.
+    pub(super) identity: ProcessState,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Watched {
+    /// Sends something to the process.
+    pub(super) fn order(&self, order: Order) {
+        // Its task has ended when the process has, and then nothing is to be ordered.
+        let _ = self.orders.send(order);
+    }
+}
 
 /// Watches the process of `worker` until it ends.
-pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> Orders {
+pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> Watched {
     let (orders, mut received) = mpsc::unbounded_channel();
+    let identity = ProcessState { pid: process.pid(), started_at: process.started_at() };
     tokio::spawn(async move {
         let pid = process.pid();
         let reason = loop {
@@ -48,5 +63,5 @@ pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> O
         said.complete().await;
         events.send(Event::Exited { worker, pid, reason, last_words: said.lines() });
     });
-    orders
+    Watched { identity, orders }
 }

@@ -105,7 +105,7 @@ impl Daemon {
             let space = Netns::open(netns.as_deref()).map_err(|source| {
                 why(GroupError::Netns { path: netns.clone().unwrap_or_default(), source })
             })?;
-            start::check_address(spec, &space).map_err(why)?;
+            start::check_address(spec, &space, |_| false).map_err(why)?;
         }
         Ok(())
     }
@@ -144,6 +144,9 @@ impl Daemon {
             }
         }
         // From here on nothing fails.
+        for runner in &mut made {
+            runner.applied.datapath_mut().settle_in();
+        }
         for name in leaving {
             if let Some(mut runner) = self.groups.remove(&name) {
                 runner.leave();

@@ -16,7 +16,7 @@ use super::{
     following::Following,
     listener::Listener,
     notices::Notices,
-    process::{self, Order, Orders},
+    process::{self, Order, Watched},
     socket::Socket,
     start::explain,
 };
@@ -57,7 +57,7 @@ pub(super) struct Runner {
     pub(super) following: Following,
     // None where the workers are not ours to start.
     pub(super) notices: Option<Notices>,
-    pub(super) processes: BTreeMap<WorkerId, Orders>,
+    pub(super) processes: BTreeMap<WorkerId, Watched>,
     pub(super) events: Events,
     pub(super) logged: Logged,
 }
@@ -233,12 +233,19 @@ impl Runner {
         loop {
             let look = self.look();
             let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
+            // A socket is in its slot before a process gets it. So the kernel knows which worker both belong to, should
+            // this be the daemon's last moment.
+            let (opens, others): (Vec<Action>, _) =
+                actions.iter().partition(|action| matches!(action, Action::Open(_)));
+            for action in opens {
+                self.carry_out(action);
+            }
             if let Err(error) = self.apply() {
                 let error = chain(&error);
                 tracing::error!(group = self.spec.name, error, "the datapath is not as it should be");
             }
-            for action in &actions {
-                self.carry_out(*action);
+            for action in others {
+                self.carry_out(action);
             }
             if actions.is_empty() {
                 break;
@@ -374,9 +381,8 @@ impl Runner {
     }
 
     fn order(&mut self, id: WorkerId, order: Order) {
-        if let Some(orders) = self.processes.get(&id) {
-            // Its task has ended when the process has, and then nothing is to be ordered.
-            let _ = orders.send(order);
+        if let Some(process) = self.processes.get(&id) {
+            process.order(order);
         }
     }
 }

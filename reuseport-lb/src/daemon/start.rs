@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -15,6 +16,7 @@ use super::{
     following::{Following, LeftOut},
     manager::Manager,
     notices::Notices,
+    resume::let_go,
     runner::Runner,
     socket::Socket,
 };
@@ -22,21 +24,35 @@ use crate::{
     adopt,
     chain::chain,
     config::{BpfLogLevel, GroupSpec, Sockets, source::Configured},
-    datapath::{self, Applied, Attachment, KernelDatapath, Missing},
+    datapath::{self, Applied, Attachment, KernelDatapath, Missing, PinRecord},
     group::{Group, Refusal, Supervision, WorkerId},
     netns::Netns,
+    state::{GroupState, State, StateFile},
     worker::{affinity, descriptors::OpenFiles},
 };
 
 /// What the daemon is started with.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// The groups. Each has a name of its own.
     pub groups: Vec<GroupSpec>,
     /// The file that describes them, if one does.
     pub configured: Option<Configured>,
+    /// What an earlier daemon has left.
+    pub earlier: Earlier,
+    /// Where the state is written.
+    pub state_file: StateFile,
     /// What holds for all of them.
     pub settings: Settings,
+}
+
+/// What an earlier daemon has left, to go on with.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// What it wrote down.
+    pub state: Option<State>,
+    /// Its groups' sockets, by cookie, where it has handed them over itself.
+    pub sockets: BTreeMap<u64, OwnedFd>,
 }
 
 /// What holds for all groups of a daemon.
@@ -129,6 +145,15 @@ pub enum GroupError {
         #[source]
         source: io::Error,
     },
+    /// An earlier daemon's group is not among those that are wanted, and its workers go on.
+    #[error(
+        "an earlier daemon has left it at {0} with workers that run, and it is not in the configuration; start with \
+         that group once more and end it, or end its workers and remove the state file"
+    )]
+    Left(std::net::SocketAddr),
+    /// What an earlier daemon has left could not be looked at.
+    #[error("cannot look at what an earlier daemon has left")]
+    Recover(#[source] io::Error),
     /// The sockets of the host could not be listed.
     #[error("cannot list the listening sockets")]
     Sockets(#[source] io::Error),
@@ -203,17 +228,38 @@ pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError>
 ///
 /// See [`StartError`]; nothing is left behind then.
 pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
-    let Options { groups: specs, configured, settings } = options;
+    let Options { groups: specs, configured, earlier, state_file, settings } = options;
     let settings = Arc::new(settings);
     let open_files = OpenFiles::now();
     open_files.raise(specs.iter().map(|spec| spec.workers));
+    let Earlier { state, mut sockets } = earlier;
+    let generation = state.as_ref().map_or(0, |state| state.generation) + 1;
+    let mut left = state.map_or_else(Vec::new, |state| state.groups);
+    let specs: Vec<_> = specs
+        .into_iter()
+        .map(|spec| {
+            let is_same =
+                |group: &GroupState| !group.leaving && group.name == spec.name && group.listen == spec.listen;
+            let earlier = left.iter().position(is_same).map(|index| left.swap_remove(index));
+            (spec, earlier)
+        })
+        .collect();
+    for group in left {
+        let_go(&group).map_err(|why| StartError { group: group.name, why })?;
+    }
     let mut events = EventQueue::new();
     let mut groups = BTreeMap::new();
-    for spec in specs {
+    for (spec, earlier) in specs {
         let name = spec.name.clone();
-        let runner = Runner::start(spec, &settings, open_files, events.further_group())
-            .map_err(|why| StartError { group: name.clone(), why })?;
-        groups.insert(name, runner);
+        let events = events.further_group();
+        let runner = match earlier {
+            Some(earlier) => Runner::resume(spec, &settings, open_files, events, earlier, &mut sockets),
+            None => Runner::start(spec, &settings, open_files, events),
+        };
+        groups.insert(name.clone(), runner.map_err(|why| StartError { group: name, why })?);
+    }
+    for runner in groups.values_mut() {
+        runner.applied.datapath_mut().settle_in();
     }
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {
@@ -227,6 +273,8 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         started: Instant::now(),
         ending: false,
         manager: Manager::from_environment(),
+        state_file,
+        generation,
     };
     // No worker runs before all groups stand, so that there is none to end when one of them cannot be.
     daemon.advance();
@@ -246,49 +294,58 @@ impl Runner {
         open_files: OpenFiles,
         events: Events,
     ) -> Result<Self, GroupError> {
-        let netns = Netns::open(spec.netns.as_deref())
-            .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })?;
-        let left_over = check_address(&spec, &netns)?;
-        let path = settings.notify_path(&pin_name(&spec, &netns));
-        let notices = (spec.sockets != Sockets::Adopted)
-            .then(|| Notices::listen(&path, events.clone()))
-            .transpose()
-            .map_err(|source| GroupError::Notify { path, source })?;
-        let cpus = if spec.pin_workers { affinity::allowed().map_err(GroupError::Cpus)? } else { Vec::new() };
-        let datapath = load(&spec, settings, &events, &netns)?;
+        let netns = open_netns(&spec)?;
+        let left_over = check_address(&spec, &netns, |_| false)?;
+        let cpus = cpus(&spec)?;
+        let datapath = load(&spec, settings, &events, &netns, None)?;
         let now = Instant::now();
         let group = match spec.sockets {
             Sockets::Adopted => Group::adopted(spec.policy, spec.stall_after, now),
             Sockets::HandedOver | Sockets::SelfBound => {
-                let supervision = Supervision {
-                    self_bound: spec.sockets == Sockets::SelfBound,
-                    ..spec.supervision.clone()
-                };
                 let mut group =
-                    Group::new(spec.workers, spec.policy, spec.stall_after, supervision, now).pinned_to(cpus);
+                    Group::new(spec.workers, spec.policy, spec.stall_after, supervision(&spec), now)
+                        .pinned_to(cpus);
                 for id in (0..spec.workers).map(WorkerId) {
                     group.set_weight(id, spec.weight(id)).map_err(GroupError::Weights)?;
                 }
                 group
             }
         };
-        let mut runner = Self {
-            applied: Applied::new(datapath, spec.workers),
+        let applied = Applied::new(datapath, spec.workers);
+        let mut runner = Self::new(spec, settings, open_files, events, netns, group, applied)?;
+        runner.gather(left_over)?;
+        Ok(runner)
+    }
+
+    /// A group without sockets and processes.
+    pub(super) fn new(
+        spec: GroupSpec,
+        settings: &Arc<Settings>,
+        open_files: OpenFiles,
+        events: Events,
+        netns: Netns,
+        group: Group,
+        applied: Applied<KernelDatapath>,
+    ) -> Result<Self, GroupError> {
+        let path = settings.notify_path(&pin_name(&spec, &netns));
+        let notices = (spec.sockets != Sockets::Adopted)
+            .then(|| Notices::listen(&path, events.clone()))
+            .transpose()
+            .map_err(|source| GroupError::Notify { path, source })?;
+        Ok(Self {
             settings: Arc::clone(settings),
             open_files,
+            logged: Logged { policy: group.policy(), workers: BTreeMap::new() },
             group,
+            applied,
             netns,
             listeners: BTreeMap::new(),
             following: Following::default(),
             notices,
             processes: BTreeMap::new(),
             events,
-            logged: Logged { policy: spec.policy, workers: BTreeMap::new() },
             spec,
-        };
-        runner.gather(left_over)?;
-        runner.applied.datapath_mut().settle_in();
-        Ok(runner)
+        })
     }
 
     /// Gets the sockets that there are to be at the start, and lets the program pick among them.
@@ -343,15 +400,36 @@ impl Runner {
     }
 }
 
-/// Sees whether somebody else is in the way, or has what is to be adopted. Gives the program that a daemon which died has
-/// left with the sockets.
-pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<Option<Attachment>, GroupError> {
+pub(super) fn open_netns(spec: &GroupSpec) -> Result<Netns, GroupError> {
+    Netns::open(spec.netns.as_deref())
+        .map_err(|source| GroupError::Netns { path: spec.netns.clone().unwrap_or_default(), source })
+}
+
+/// The CPUs that workers are pinned to.
+pub(super) fn cpus(spec: &GroupSpec) -> Result<Vec<u16>, GroupError> {
+    if spec.pin_workers { affinity::allowed().map_err(GroupError::Cpus) } else { Ok(Vec::new()) }
+}
+
+pub(super) fn supervision(spec: &GroupSpec) -> Supervision {
+    Supervision { self_bound: spec.sockets == Sockets::SelfBound, ..spec.supervision.clone() }
+}
+
+/// Sees whether somebody else is in the way, who is not one of `ours`, or has what is to be adopted. Gives the program
+/// that a daemon which died has left with the sockets.
+pub(super) fn check_address(
+    spec: &GroupSpec,
+    netns: &Netns,
+    ours: impl Fn(&adopt::Conflict) -> bool,
+) -> Result<Option<Attachment>, GroupError> {
     let listen = spec.listen;
     let within = |error| GroupError::Sockets(error);
     if spec.sockets != Sockets::Adopted {
         // The kernel would let a socket of the same user into a foreign group, and share its connections with us.
         let conflicts = netns.within(|| adopt::conflicts(listen)).flatten().map_err(within)?;
-        return conflicts.into_iter().next().map_or(Ok(None), |conflict| Err(GroupError::Taken(conflict)));
+        return conflicts
+            .into_iter()
+            .find(|conflict| !ours(conflict))
+            .map_or(Ok(None), |conflict| Err(GroupError::Taken(conflict)));
     }
     let adopt::Present { members, others } =
         netns.within(|| adopt::present(listen)).flatten().map_err(within)?;
@@ -376,14 +454,15 @@ pub(super) fn check_address(spec: &GroupSpec, netns: &Netns) -> Result<Option<At
     Ok(left_over)
 }
 
-fn load(
+pub(super) fn load(
     spec: &GroupSpec,
     settings: &Settings,
     events: &Events,
     netns: &Netns,
+    earlier: Option<&PinRecord>,
 ) -> Result<KernelDatapath, GroupError> {
     let pins = settings.pin_dir.join(pin_name(spec, netns));
-    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, None)?;
+    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, earlier)?;
     if settings.bpf_log.is_some() {
         datapath.forward_log().map_err(GroupError::Log)?;
     }

@@ -1,6 +1,13 @@
 //! The datapath of the running kernel.
 
-use std::{collections::BTreeMap, io, os::fd::BorrowedFd, path::Path, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::BorrowedFd,
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -98,7 +105,7 @@ impl KernelDatapath {
         let mut kept = BTreeMap::new();
         match earlier {
             Some(record) => {
-                kept = takeover::fitting(&ebpf, group, record)?;
+                kept = takeover::fitting(&ebpf, record)?;
                 if !kept.is_empty() {
                     ebpf = object.load(&kept)?;
                 }
@@ -111,18 +118,23 @@ impl KernelDatapath {
         for (_, name) in PROGRAMS {
             program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
         }
-        let record = PinRecord { generation: 0, layout: LAYOUT_VERSION, programs: object.digest() };
+        let record = PinRecord {
+            folder: group.to_owned(),
+            generation: 0,
+            layout: LAYOUT_VERSION,
+            programs: object.digest(),
+        };
         let taken_over = takeover::tell(&ebpf, &kept, false);
         // The same programs with the same maps: there is nothing to exchange.
         let same = earlier
             .filter(|earlier| earlier.programs == record.programs && taken_over.replaced.is_empty())
-            .map(|earlier| Earlier::new(group, earlier.generation));
+            .map(|earlier| Earlier::new(&earlier.folder, earlier.generation));
         let (links, counting_kept) = trackers::links(&mut ebpf, same.as_ref())?;
 
         let counts_connections = !links.is_empty();
         let pins = Pins::create(group, &ebpf, links)?;
         let strays = match earlier {
-            Some(_) => takeover::other_socket_arrays(group, &ebpf)?,
+            Some(earlier) => takeover::other_socket_arrays(&earlier.folder, &ebpf)?,
             None => vec![],
         };
         // A daemon lives for months with what it takes now.
@@ -169,6 +181,12 @@ impl KernelDatapath {
         self.taken_over.as_ref().is_some_and(|over| over.has_kept(map))
     }
 
+    /// The slot of each socket, by cookie, as the kernel remembers it. Sockets that are gone may be among them.
+    pub fn slots(&self) -> BTreeMap<u64, u16> {
+        let slots = self.listeners.iter().filter_map(Result::ok);
+        slots.filter_map(|(cookie, slot)| Some((cookie, u16::try_from(slot).ok()?))).collect()
+    }
+
     /// The ring that the programs pick from. It is an earlier daemon's until something is committed.
     pub fn ring(&self) -> Vec<u16> {
         self.tables.ring()
@@ -177,6 +195,10 @@ impl KernelDatapath {
     /// From now on, what an earlier daemon has pinned is not needed any more, and dropping this value takes away all of
     /// the group's pins.
     pub fn settle_in(&mut self) {
+        let known: BTreeSet<u64> = self.cookies.values().copied().collect();
+        for cookie in self.slots().into_keys().filter(|cookie| !known.contains(cookie)) {
+            drop(self.listeners.remove(&cookie));
+        }
         self.strays.clear();
         self.pins.settle();
     }

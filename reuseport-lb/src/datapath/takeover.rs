@@ -17,6 +17,8 @@ use super::{Error, pins, pins::Earlier};
 /// What a daemon writes down of the pins of a group, for the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRecord {
+    /// The group's folder.
+    pub folder: PathBuf,
     /// The folder with them, in the group's folder.
     pub generation: u64,
     /// The [`LAYOUT_VERSION`] of the maps.
@@ -43,16 +45,23 @@ impl TakenOver {
     }
 }
 
+impl PinRecord {
+    /// Takes everything away that is pinned for a group that nobody has any more.
+    ///
+    /// # Errors
+    ///
+    /// Some of it is still there.
+    pub fn clear(&self) -> Result<(), Error> {
+        pins::clear(&self.folder).map(drop)
+    }
+}
+
 /// The maps that an earlier daemon has pinned and that fit, by name, with their pins.
 ///
 /// `fresh` are maps as this version makes them. They tell what fits: the kernel describes both. Of another layout only
 /// the socket array fits, whose contents are the kernel's and not ours.
-pub(super) fn fitting(
-    fresh: &Ebpf,
-    group: &Path,
-    record: &PinRecord,
-) -> Result<BTreeMap<String, PathBuf>, Error> {
-    let earlier = Earlier::new(group, record.generation);
+pub(super) fn fitting(fresh: &Ebpf, record: &PinRecord) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let earlier = Earlier::new(&record.folder, record.generation);
     let mut fitting = BTreeMap::new();
     for (name, map) in fresh.maps() {
         // Sections of the object, such as the globals, belong to its programs.

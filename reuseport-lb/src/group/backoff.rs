@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// The delay after the first end: short, since a crash once in a while should cost next to nothing, and long enough
 /// that a program which fails at once does not take a whole CPU.
 const FIRST: Duration = Duration::from_millis(100);
@@ -16,7 +18,7 @@ const STABLE: Duration = Duration::from_secs(10);
 /// it has run for 10 s.
 ///
 /// Pure: it reads no clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Backoff {
     failures: u32,
 }

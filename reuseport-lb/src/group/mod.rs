@@ -12,10 +12,13 @@ pub use notice::{Notice, Sign};
 pub use operation::{Kind, Operation, RestartPlan, Stage};
 pub use process::{Process, Restart, Said, Stalls};
 pub use refusal::Refusal;
+pub use resume::Found;
 pub use supervision::{Seen, Supervision};
 pub use watchdog::Watchdog;
 pub use words::{MAX_WORKERS, Ready, WEIGHT_RANGE, WorkerId, WorkerState};
 pub use worker::{Wish, Worker};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     plan::State,
@@ -28,6 +31,7 @@ mod notice;
 mod operation;
 mod process;
 mod refusal;
+mod resume;
 mod steering;
 mod supervision;
 mod watchdog;
@@ -54,15 +58,20 @@ pub enum Action {
 }
 
 /// One group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Group {
     program: Program,
     hash_on: [HashOn; 2],
     /// The last one given, whether the program keeps it or not.
     balance_factor: BalanceFactor,
     /// The CPUs that workers are pinned to, by turns; empty while they are not.
+    #[serde(skip)]
     cpus: Vec<u16>,
+    /// As configured, so it is not written down.
+    #[serde(skip)]
     stall_after: Duration,
+    /// The same.
+    #[serde(skip)]
     supervision: Supervision,
     workers: BTreeMap<WorkerId, Worker>,
     operation: Option<Operation>,

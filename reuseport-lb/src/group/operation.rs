@@ -44,7 +44,7 @@ pub enum Stage {
 }
 
 /// An operation, under way or the last one that was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Its number, which no other operation of the group has.
     pub id: u64,
@@ -53,6 +53,7 @@ pub struct Operation {
     /// At how many workers it may be at the same time.
     pub parallel: u16,
     /// How long a worker may take to finish its connections, and once more to end.
+    #[serde(with = "crate::moment::span")]
     pub timeout: Duration,
     /// Who has yet to come, in order.
     pub waiting: BTreeSet<WorkerId>,
@@ -63,8 +64,10 @@ pub struct Operation {
     /// Who did not come back, and why.
     pub failed: BTreeMap<WorkerId, String>,
     /// When it began.
+    #[serde(with = "crate::moment")]
     pub begun: Instant,
     /// When it ended.
+    #[serde(with = "crate::moment::option")]
     pub ended: Option<Instant>,
 }
 

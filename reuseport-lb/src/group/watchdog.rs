@@ -2,17 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// A worker that is to give a sign of life every `interval`.
 ///
 /// After one interval without it has missed: it is passed over, as a stalled worker is. Most hiccups end there. After
 /// a second one it is given up.
 ///
 /// Pure: it reads no clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watchdog {
     /// How often it is to give a sign.
+    #[serde(with = "crate::moment::span")]
     pub interval: Duration,
     /// When it gave the last one.
+    #[serde(with = "crate::moment")]
     pub fed_at: Instant,
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Action, Notice, Process, Ready, Restart, Said, Seen, Sign, Stalls, Supervision, WorkerId, WorkerState,
     backoff::Backoff, watchdog::Watchdog,
@@ -20,7 +22,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(10);
 const MAX_STATUS_CHARS: usize = 200;
 
 /// What the user wants of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Wish {
     /// Take connections.
     Serve,
@@ -29,14 +32,16 @@ pub enum Wish {
     /// The same, and end afterwards.
     Stop {
         /// When to end even with connections open.
+        #[serde(with = "crate::moment")]
         at: Instant,
         /// How long the process then has until it is killed.
+        #[serde(with = "crate::moment::span")]
         timeout: Duration,
     },
 }
 
 /// One worker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Worker {
     /// 1 to 256.
     pub weight: u16,

@@ -50,7 +50,7 @@ impl fmt::Display for PolicySpec {
 }
 
 /// What is attached to a group: the program of a policy, or of its variant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Program {
     /// The policy; [`Policy::Kernel`] has no program.
     pub policy: Policy,
