@@ -57,7 +57,7 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 impl Plot<'_> {
     /// Draws a bar for each value.
     pub(crate) fn bars(&self, path: &Path) -> Result<()> {
-        self.draw(path, |chart| {
+        self.draw(path, SeriesLabelPosition::UpperRight, |chart| {
             let width = 0.8 / self.series.len() as f64;
             let floor = self.range().0;
             for (index, series) in self.series.iter().enumerate() {
@@ -85,7 +85,8 @@ impl Plot<'_> {
 
     /// Draws a line for each series.
     pub(crate) fn lines(&self, path: &Path) -> Result<()> {
-        self.draw(path, |chart| {
+        // The lines rise towards the right.
+        self.draw(path, SeriesLabelPosition::UpperLeft, |chart| {
             for (index, series) in self.series.iter().enumerate() {
                 let style = COLOURS[index % COLOURS.len()].stroke_width(2);
                 let points = series.values.iter().enumerate();
@@ -103,15 +104,17 @@ impl Plot<'_> {
     fn draw(
         &self,
         path: &Path,
+        legend: SeriesLabelPosition,
         fill: impl FnOnce(&mut Chart<'_, '_>) -> std::result::Result<(), Failure>,
     ) -> Result<()> {
         let area = SVGBackend::new(path, SIZE).into_drawing_area();
-        self.draw_on(&area, fill).map_err(|error| anyhow!("{}: {error}", path.display()))
+        self.draw_on(&area, legend, fill).map_err(|error| anyhow!("{}: {error}", path.display()))
     }
 
     fn draw_on<'b>(
         &self,
         area: &DrawingArea<SVGBackend<'b>, Shift>,
+        legend: SeriesLabelPosition,
         fill: impl FnOnce(&mut Chart<'_, 'b>) -> std::result::Result<(), Failure>,
     ) -> std::result::Result<(), Failure> {
         area.fill(&WHITE)?;
@@ -139,7 +142,7 @@ impl Plot<'_> {
         fill(&mut chart)?;
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(legend)
             .background_style(WHITE.mix(0.85))
             .border_style(BLACK.mix(0.3))
             .label_font(("sans-serif", 12))
