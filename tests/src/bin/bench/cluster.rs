@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use reuseport_lb::{
     control::client::Client,
-    policy::{HashOn, Policy, PolicySpec},
+    policy::{Policy, PolicySpec},
 };
 use reuseport_lb_tests::{Daemon, GroupExt as _, Launch, Netns, PATIENCE, eventually};
 use rustix::{
