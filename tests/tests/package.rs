@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
 use reuseport_lb::{control::Status, policy::Policy};
-use reuseport_lb_tests::{Client, Machine, Netns, in_netns, run};
+use reuseport_lb_tests::{Client, Load, Machine, Netns, eventually, in_netns, run};
 
 const UNIT: &str = "reuseport-lb";
 
@@ -156,5 +156,42 @@ fn it_installs_runs_and_goes() {
             .tell(&["sh", "-c", "ls -d /usr/bin/reuseport-lb /etc/reuseport-lb 2>/dev/null || true"])
             .await;
         assert_eq!(left, "", "files are left");
+    });
+}
+
+/// A hung daemon is seen within a second, and killed at once; with the unit's own times the test would take a minute.
+const QUICK: &str = "WatchdogSec=1s\nWatchdogSignal=SIGKILL\n";
+
+#[test]
+fn systemd_replaces_a_daemon_that_hangs_and_the_workers_serve_meanwhile() {
+    in_netns(async |netns| {
+        let machine = machine(&netns, &[LOGGED, QUICK].concat()).await;
+        machine.tell(&["dpkg", "--install", "/input/package.deb"]).await;
+        start(&machine).await;
+        let before = status(&machine).await;
+        let load = Load::start(&client(), 4);
+
+        // Its workers go on; it feeds the watchdog no more.
+        machine.tell(&["kill", "-STOP", &before.pid.to_string()]).await;
+        eventually("another daemon serves", async || {
+            let pid = property(&machine, "MainPID").await;
+            let state = property(&machine, "ActiveState").await;
+            let restarts = property(&machine, "NRestarts").await;
+            let is_new = pid != "0" && pid != before.pid.to_string();
+            if is_new && state == "active" { Ok(()) } else { Err(format!("{pid} {state} {restarts}")) }
+        })
+        .await;
+        assert_eq!(property(&machine, "NRestarts").await, "1");
+        load.more(200).await;
+        load.stop().await.assert_nothing_failed();
+        let after = status(&machine).await;
+        let pids = |status: &Status| {
+            let workers = status.groups.iter().flat_map(|group| &group.workers);
+            workers.map(|worker| worker.pid.expect("it runs")).collect::<Vec<_>>()
+        };
+        assert_eq!(pids(&after), pids(&before), "the workers are the same");
+        machine.tell(&["systemctl", "stop", UNIT]).await;
+        let left = machine.tell(&["sh", "-c", "ps -e -o comm= | grep reuseport || true"]).await;
+        assert_eq!(left, "", "processes are left");
     });
 }
