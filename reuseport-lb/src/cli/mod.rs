@@ -12,6 +12,7 @@ use crate::{
 
 mod adopt;
 mod check;
+mod detach;
 mod doctor;
 mod drain;
 mod env;
@@ -88,6 +89,7 @@ enum Command {
     Stop(stop::Stop),
     Start(stop::Start),
     Reload(reload::Reload),
+    Detach(detach::Detach),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
     Man(generate::Man),
@@ -178,6 +180,7 @@ impl Command {
             Self::Stop(command) => command.run(control, env).await,
             Self::Start(command) => command.run(control, env).await,
             Self::Reload(command) => command.run(control, env).await,
+            Self::Detach(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),

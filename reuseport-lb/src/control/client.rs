@@ -181,6 +181,11 @@ impl Client {
         self.ask(Method::PUT, &worker_route(group, worker, "weight"), Some(&WeightRequest { weight })).await
     }
 
+    /// Tells the daemon to leave its groups to the kernel and to end.
+    pub async fn detach(&self) -> Result<(), Error> {
+        self.send(Method::POST, "/v1/detach", Vec::new()).await.map(drop)
+    }
+
     /// Tells the daemon to end, as SIGTERM does. It has heard, but not ended, when this returns.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.send(Method::POST, "/v1/shutdown", Vec::new()).await.map(drop)

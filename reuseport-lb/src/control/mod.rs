@@ -11,6 +11,7 @@
 //! | `POST /v1/groups/{group}/restart` | [`RestartRequest`] | [`OperationStatus`]; it has begun |
 //! | `PUT /v1/groups/{group}/scale` | [`ScaleRequest`] | [`OperationStatus`]; it has begun |
 //! | `POST /v1/reload` | [`ReloadRequest`] | [`ReloadStatus`] |
+//! | `POST /v1/detach` | | empty; the groups are left to the kernel, and the daemon ends |
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
 //! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
 //!

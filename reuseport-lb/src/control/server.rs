@@ -163,6 +163,7 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/groups/{group}/scale", put(scale))
         .route("/v1/reload", post(reload))
         .route("/v1/shutdown", post(shutdown))
+        .route("/v1/detach", post(detach))
         .route("/metrics", get(metrics::metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
@@ -254,6 +255,11 @@ async fn set_weight(
 async fn reload(State(daemon): State<Handle>, request: Request) -> Result<Json<ReloadStatus>, ApiError> {
     let request: ReloadRequest = read_optional_json(request).await?;
     Ok(Json(daemon.ask(|reply| daemon::Request::Reload(request, reply)).await?))
+}
+
+async fn detach(State(daemon): State<Handle>) -> Result<StatusCode, ApiError> {
+    daemon.ask(daemon::Request::Detach).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 async fn shutdown(State(daemon): State<Handle>) -> Result<StatusCode, ApiError> {

@@ -153,7 +153,7 @@ impl State {
                 })));
             }
             Request::Reload(request, reply) => drop(reply.send(Ok(self.reload(request)))),
-            Request::Shutdown(reply) => {
+            Request::Detach(reply) | Request::Shutdown(reply) => {
                 drop(reply.send(Ok(())));
                 drop(self.shut_down.take());
             }

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod changes;
+mod detach;
 mod events;
 mod following;
 mod listener;
@@ -58,6 +59,8 @@ pub enum Request {
     Reload(ReloadRequest, Reply<ReloadStatus>),
     /// The daemon ends, as on SIGTERM. Answered at once.
     Shutdown(Reply<()>),
+    /// The daemon ends and leaves the groups to the kernel; the workers go on. Answered when that is done.
+    Detach(Reply<()>),
 }
 
 /// What a signal asks for.

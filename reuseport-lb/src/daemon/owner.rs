@@ -199,6 +199,10 @@ impl Daemon {
                 let done = self.reload(dry_run);
                 self.reply(reply, done);
             }
+            Request::Detach(reply) => {
+                let done = self.detach();
+                drop(reply.send(done));
+            }
             Request::Shutdown(reply) => {
                 self.end();
                 drop(reply.send(Ok(())));
