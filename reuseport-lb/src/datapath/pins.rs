@@ -163,7 +163,7 @@ fn remove(folder: &Path) -> io::Result<bool> {
 
 /// Mounts the BPF file system where `folder` needs it and nobody has: systemd does at boot, containers do not.
 fn mount_bpffs(folder: &Path) -> io::Result<()> {
-    if !needs_mount(folder) {
+    if !folder.starts_with(BPFFS) || !is_missing_bpffs() {
         return Ok(());
     }
     mount("bpf", BPFFS, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
@@ -171,9 +171,7 @@ fn mount_bpffs(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the BPF file system has to be mounted before something can be pinned to `folder`.
-pub(super) fn needs_mount(folder: &Path) -> bool {
-    let is_mounted =
-        || rustix::fs::statfs(BPFFS).is_ok_and(|found| found.f_type.cast_unsigned() == BPF_FS_MAGIC);
-    folder.starts_with(BPFFS) && !is_mounted()
+/// Whether the BPF file system is not mounted where it is by convention.
+pub(super) fn is_missing_bpffs() -> bool {
+    !rustix::fs::statfs(BPFFS).is_ok_and(|found| found.f_type.cast_unsigned() == BPF_FS_MAGIC)
 }

@@ -5,15 +5,18 @@ use std::fmt;
 use aya::programs::ProgramType;
 use caps::{CapSet, Capability};
 
-use super::{cgroup, offsets::Offsets};
+use super::{cgroup, offsets::Offsets, pins};
 
-/// The capabilities that the daemon needs, each with what for. `CAP_SYS_ADMIN` includes the first and the second.
-const CAPABILITIES: [(Capability, &str); 4] = [
+/// The capabilities that the daemon needs in any case, each with what for.
+const CAPABILITIES: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "to load programs and maps"),
     (Capability::CAP_PERFMON, "to let programs read accept queues"),
     (Capability::CAP_NET_ADMIN, "to attach a program to the group"),
-    (Capability::CAP_SYS_ADMIN, "to mount the BPF file system and to pin"),
 ];
+
+/// And this one where nobody has mounted the BPF file system, which systemd does at boot.
+const TO_MOUNT: (Capability, &str) =
+    (Capability::CAP_SYS_ADMIN, "to mount the BPF file system on /sys/fs/bpf, which nobody has done");
 
 /// Something that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +70,10 @@ impl fmt::Display for Missing {
 pub fn check() -> Vec<Missing> {
     let mut missing = Vec::new();
     let lacks = |capability| !caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let to_mount = pins::is_missing_bpffs().then_some(&TO_MOUNT);
     let capabilities: Vec<String> = CAPABILITIES
         .iter()
+        .chain(to_mount)
         .filter(|(capability, _)| lacks(*capability))
         .map(|(capability, purpose)| format!("{capability} {purpose}"))
         .collect();
