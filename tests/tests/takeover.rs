@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, fs};
 
 use reuseport_lb::{control::GroupStatus, group::WorkerState, policy::Policy};
 use reuseport_lb_tests::{
-    Daemon, GroupExt, Launch, Load, connections, eventually, fixed_sources, hold, in_netns,
+    Daemon, GroupExt, Launch, Load, Server, connections, eventually, fixed_sources, hold, in_netns,
     process::{Process, kill_and_wait},
+    server::perl,
     workers_of,
 };
 
@@ -376,4 +377,61 @@ fn is_listening_or_unix(target: &str) -> bool {
     // 0A is LISTEN.
     is_in("/proc/thread-self/net/tcp", 9, &|fields| fields[3] == "0A")
         || is_in("/proc/thread-self/net/unix", 6, &|fields| fields.len() > 7)
+}
+
+/// Adopted servers keep their numbers, and what was wished of them, over the death of the daemon.
+#[test]
+fn adopted_servers_are_taken_over() {
+    in_netns(async |netns| {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            servers.push(Server::perl("127.0.0.1:8080").await);
+        }
+        let mut daemon = Launch::adopt("round-robin").start(&netns).await;
+        daemon.tell(&["weight", "1", "5"]).await;
+        let before = daemon.group().await;
+        let load = Load::start(&daemon.client(), 4);
+        load.more(100).await;
+        daemon.kill().await;
+        load.more(100).await;
+        daemon.start_again(&[]).await;
+        let group = daemon.group().await;
+        assert_eq!(pids(&group), pids(&before), "each has its number still\n{daemon}");
+        assert_eq!(group.worker(1).weight, 5);
+        let runs = group.runs();
+        load.more(100).await;
+        load.stop().await.assert_nothing_failed();
+        let group = daemon.idle().await;
+        assert!(group.runs() >= runs + 100, "the program picks: {group:?}");
+        assert_eq!(group.outcomes.fallback, 0);
+        daemon.stop().await;
+    });
+}
+
+/// Workers that open their sockets themselves are taken over with them.
+#[test]
+fn workers_that_bind_for_themselves_are_taken_over() {
+    in_netns(async |netns| {
+        let line = perl("127.0.0.1:8080");
+        let command: Vec<&str> = line.iter().map(String::as_str).collect();
+        let launch = Launch::policy("round-robin").workers(3).arg("--self-bind").worker_command(&command);
+        let mut daemon = launch.start(&netns).await;
+        let before = daemon.group().await;
+        let load = Load::start(&daemon.client(), 4);
+        load.more(100).await;
+        daemon.kill().await;
+        load.more(100).await;
+        daemon.start_again(&[]).await;
+        let group = daemon.wait("all are active", GroupExt::all_active).await;
+        assert_eq!(pids(&group), pids(&before), "{daemon}");
+        let runs = group.runs();
+        load.more(100).await;
+        load.stop().await.assert_nothing_failed();
+        let group = daemon.idle().await;
+        assert!(group.runs() >= runs + 100, "the program picks: {group:?}");
+        // And they are supervised.
+        kill_and_wait(group.worker(1).pid.expect("a process"));
+        daemon.wait("it is back", |group| group.worker(1).restarts == 1 && group.all_active()).await;
+        daemon.stop().await;
+    });
 }
