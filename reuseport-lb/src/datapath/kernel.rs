@@ -55,7 +55,7 @@ unsafe impl Pod for Value<Watched> {}
 /// The programs and maps of one group.
 ///
 /// Dropping it takes away the pins and stops the counting of connections. The program stays with the group until
-/// [`attach`](Datapath::attach) with [`Policy::Kernel`], or until the group's last socket is closed.
+/// [`attach`](Datapath::attach) with [`Policy::Kernel`](crate::policy::Policy::Kernel), or until the group's last socket is closed.
 pub struct KernelDatapath {
     pub(super) ebpf: Ebpf,
     tables: SharedTables,

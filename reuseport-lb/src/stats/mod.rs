@@ -1,6 +1,6 @@
 //! Metrics for Prometheus, made of the same [`Status`] that the command `status` shows.
 //!
-//! [`table`] declares each metric once; what is exported and `docs/METRICS.md` both come from there. Nothing is kept
+//! `table` declares each metric once; what is exported and `docs/METRICS.md` both come from there. Nothing is kept
 //! between two scrapes, so metrics that nobody reads cost nothing.
 
 use std::fmt;

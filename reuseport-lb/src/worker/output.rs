@@ -5,7 +5,7 @@
 //! memory: the pipes fill, and the workers wait.
 //!
 //! A worker's end of a pipe can be read from, too, so that the pipe has a reader even when the daemon has died: then
-//! what the worker writes waits in the pipe instead of killing it by SIGPIPE. After [`PIPE_BYTES`] the worker waits,
+//! what the worker writes waits in the pipe instead of killing it by SIGPIPE. After `PIPE_BYTES` the worker waits,
 //! until a new daemon reads on.
 
 use std::{
