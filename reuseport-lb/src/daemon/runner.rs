@@ -240,12 +240,14 @@ impl Runner {
             for action in opens {
                 self.carry_out(action);
             }
-            if let Err(error) = self.apply() {
-                let error = chain(&error);
-                tracing::error!(group = self.spec.name, error, "the datapath is not as it should be");
-            }
+            self.apply_or_tell();
             for action in others {
                 self.carry_out(action);
+            }
+            // A slot is emptied before a new socket of the same worker may come into it: by their numbers alone the two
+            // are the same, and the new one would never be put there.
+            if actions.iter().any(|action| matches!(action, Action::Close(_))) {
+                self.apply_or_tell();
             }
             if actions.is_empty() {
                 break;
@@ -253,6 +255,13 @@ impl Runner {
         }
         self.narrow_trials();
         self.log_changes();
+    }
+
+    fn apply_or_tell(&mut self) {
+        if let Err(error) = self.apply() {
+            let error = chain(&error);
+            tracing::error!(group = self.spec.name, error, "the datapath is not as it should be");
+        }
     }
 
     /// While others serve, only one connection waits for a worker that has yet to accept its first.
