@@ -14,7 +14,7 @@ use std::{
 };
 
 use clap::Args;
-use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setsid, setuid};
 
 use super::{affinity, descriptors};
 
@@ -123,6 +123,10 @@ fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
 ///
 /// Signal mask and `SIGPIPE` are put back to what a program expects. Returns only if that failed, with the reason.
 pub fn exec(program: &OsStr, args: &[OsString], to_be: &Become) -> ExecError {
+    // A session of its own, and with it a process group. A group alone would not do: when the daemon dies, the kernel sends
+    // SIGHUP to the groups of its session that have nobody left who looks after them, if a member is stopped. It fails
+    // only in a process that leads a group already.
+    let _ = setsid();
     if let Err(error) = to_be.apply() {
         return error;
     }

@@ -3,10 +3,7 @@
 use std::{
     ffi::OsString,
     fmt, io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt as _,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -111,7 +108,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a worker in a process group of its own, so that Ctrl-C at the daemon's terminal does not reach it.
+    /// Starts a worker in a session and process group of its own, so that Ctrl-C at the daemon's terminal does not reach it.
     ///
     /// Standard input is `/dev/null`; standard output and error go where the settings say. The socket is file descriptor
     /// 3, which is all that the daemon hands over: its own descriptors are close-on-exec.
@@ -191,7 +188,6 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
-            .process_group(0)
             .fd_mappings(mappings.into_iter().collect())
             .map_err(|collision| StartError::Socket(io::Error::other(collision)))?;
 

@@ -72,7 +72,7 @@ fn a_worker_gets_its_socket_as_from_systemd() -> Result<()> {
         }
 
         let stat = process.stat()?;
-        assert_eq!(stat.pgrp, stat.pid, "its own process group");
+        assert_eq!((stat.session, stat.pgrp), (stat.pid, stat.pid), "its own session and process group");
         let status = process.status()?;
         assert_eq!(status.sigblk, 0, "no blocked signal");
         // Signals that whoever runs the tests ignores stay ignored, as under nohup.
