@@ -45,6 +45,8 @@ pub enum Action {
     Policy(Policy, &'static str),
     /// Another configuration file, and `reload` or SIGHUP.
     Reload(Configuration),
+    /// SIGKILL to the daemon, and to a worker while there is none, and a new daemon after this time.
+    KillDaemon(Option<u16>, Duration),
 }
 
 /// What a configuration file says.
@@ -93,15 +95,26 @@ impl fmt::Display for Configuration {
 
 impl Action {
     /// The name of each kind.
-    pub const KINDS: [&str; 12] = [
-        "kill", "freeze", "drain", "undrain", "stop", "start", "restart", "weight", "scale", "rolling",
-        "policy", "reload",
+    pub const KINDS: [&str; 13] = [
+        "kill",
+        "freeze",
+        "drain",
+        "undrain",
+        "stop",
+        "start",
+        "restart",
+        "weight",
+        "scale",
+        "rolling",
+        "policy",
+        "reload",
+        "kill daemon",
     ];
 
     /// Draws one. The sequence depends on the seed alone, and on nothing that has happened.
     pub fn draw(rng: &mut Rng) -> Self {
         // How often each kind comes, in parts. What brings workers back comes as often as what takes them away.
-        let draws: [(u32, Draw); 12] = [
+        let draws: [(u32, Draw); 13] = [
             (4, |rng| Self::Kill(worker(rng))),
             (4, |rng| Self::Freeze(worker(rng), Duration::from_millis(rng.u64(20..2_000)))),
             (4, |rng| Self::Worker("drain", worker(rng))),
@@ -122,6 +135,10 @@ impl Action {
                     wrong: rng.u8(..4) == 0,
                     signal: rng.u8(..4) == 0,
                 })
+            }),
+            (2, |rng| {
+                let worker = (rng.u8(..3) == 0).then(|| worker(rng));
+                Self::KillDaemon(worker, Duration::from_millis(rng.u64(..500)))
             }),
         ];
         let parts: u32 = draws.iter().map(|(parts, _)| parts).sum();
@@ -146,13 +163,14 @@ impl Action {
             Self::Rolling(_) => "rolling",
             Self::Policy(..) => "policy",
             Self::Reload(_) => "reload",
+            Self::KillDaemon(..) => "kill daemon",
         }
     }
 
     /// The command line, for what is a command to the group.
     pub fn command(&self) -> Option<String> {
         let command = match self {
-            Self::Kill(_) | Self::Freeze(..) | Self::Reload(_) => return None,
+            Self::Kill(_) | Self::Freeze(..) | Self::Reload(_) | Self::KillDaemon(..) => return None,
             Self::Worker(command @ ("drain" | "undrain"), id) => format!("{command} {id}"),
             Self::Worker(command, id) => format!("{command} {id} --no-wait"),
             Self::Weight(id, weight) => format!("weight {id} {weight}"),
@@ -175,6 +193,13 @@ impl fmt::Display for Action {
             Self::Freeze(id, time) => write!(f, "SIGSTOP to worker {id}, SIGCONT after {time:?}"),
             Self::Reload(configuration) => {
                 write!(f, "{} {configuration:?}", if configuration.signal { "SIGHUP" } else { "reload" })
+            }
+            Self::KillDaemon(worker, time) => {
+                write!(f, "SIGKILL to the daemon")?;
+                if let Some(id) = worker {
+                    write!(f, ", then to worker {id}")?;
+                }
+                write!(f, ", a new one after {time:?}")
             }
             command => f.write_str(&command.command().unwrap_or_default()),
         }

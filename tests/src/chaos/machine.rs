@@ -139,6 +139,11 @@ impl Vitals {
         let status = process.status().expect("the daemon's status");
         Self { descriptors, memory_kib: status.rssanon.expect("a kernel that counts RssAnon") }
     }
+
+    /// Whether there are more of any kind. One that has taken over keeps a program less open than the first one.
+    pub(super) fn has_more_descriptors(&self, before: &Self) -> bool {
+        self.descriptors.iter().any(|(kind, count)| before.descriptors.get(kind).is_none_or(|of| count > of))
+    }
 }
 
 impl fmt::Display for Vitals {
