@@ -32,7 +32,10 @@ impl Policy for CpuLocal {
     fn candidate(&self, attempt: u32) -> Option<u32> {
         let len = u32::from(self.local.len);
         // When all are stalled, those of this CPU are eligible again, too.
-        #[expect(clippy::manual_range_contains, reason = "the verifier walks twice as many instructions otherwise")]
+        #[expect(
+            clippy::manual_range_contains,
+            reason = "the verifier walks twice as many instructions otherwise"
+        )]
         let is_local = attempt < LOCAL_ATTEMPTS || attempt >= HEALTHY_ATTEMPTS;
         let step = attempt % HEALTHY_ATTEMPTS;
         if is_local && step < len {
