@@ -29,6 +29,9 @@ pub struct State {
     pub refuse: bool,
     /// After how long without an accept a worker with a queue is passed over; zero for never.
     pub stall_after: Duration,
+    /// Whether the group is still coming up. Its table then is that of the first fill, in whatever order its workers
+    /// get ready: the same clients meet the same workers after each start.
+    pub founding: bool,
 }
 
 impl Default for State {
@@ -43,6 +46,7 @@ impl Default for State {
             balance_factor: BalanceFactor::MAX,
             refuse: false,
             stall_after: Duration::ZERO,
+            founding: false,
         }
     }
 }
@@ -62,7 +66,8 @@ pub enum Step {
 
 /// The steps that lead from one state to another, in order.
 pub fn steps(applied: &State, desired: &State) -> Vec<Step> {
-    let State { program, hash_on, sockets, members, cpus, balance_factor, refuse, stall_after } = desired;
+    let State { program, hash_on, sockets, members, cpus, balance_factor, refuse, stall_after, founding: _ } =
+        desired;
     let mut steps: Vec<Step> = sockets.difference(&applied.sockets).copied().map(Step::Insert).collect();
     let differs = *hash_on != applied.hash_on
         || *members != applied.members

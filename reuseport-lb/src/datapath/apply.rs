@@ -145,6 +145,7 @@ impl<D: Datapath> Applied<D> {
                 }
             }
         }
+        self.state.founding = desired.founding;
         if self.state.sockets.is_empty() {
             // The kernel's group goes with its last socket, and takes the program along.
             self.state.program = State::default().program;
@@ -155,6 +156,9 @@ impl<D: Datapath> Applied<D> {
     fn commit(&mut self, desired: &State) -> Result<(), Error> {
         let State { members, cpus, hash_on, balance_factor, refuse, stall_after, .. } = desired;
         if *members != self.state.members {
+            if self.state.founding || desired.founding {
+                self.ring = self.ring.anew();
+            }
             self.ring.rebuild(members);
             shares::schedule(members, &mut self.shares);
         }
@@ -289,6 +293,21 @@ mod tests {
             apply(applied, &state(Policy::ConsistentHash, &[0, 1, 2, 3])).unwrap();
         }
         assert_eq!(after.datapath.contents(), before.datapath.contents());
+    }
+
+    /// In whatever order the workers of a new group get ready, the same clients meet the same workers.
+    #[test]
+    fn a_group_that_comes_up_ends_with_the_table_of_the_first_fill() {
+        let mut at_once = Applied::new(FakeDatapath::default(), 4);
+        apply(&mut at_once, &state(Policy::ConsistentHash, &[0, 1, 2, 3])).unwrap();
+        let mut applied = Applied::new(FakeDatapath::default(), 4);
+        for ready in [&[0, 1, 2, 3][..], &[2], &[2, 3], &[0, 2, 3]] {
+            let coming_up = State { founding: true, ..state(Policy::ConsistentHash, &[0, 1, 2, 3]) };
+            let members = ready.iter().map(|&slot| Member { slot, weight: 1 }).collect();
+            apply(&mut applied, &State { members, ..coming_up }).unwrap();
+        }
+        apply(&mut applied, &state(Policy::ConsistentHash, &[0, 1, 2, 3])).unwrap();
+        assert_eq!(applied.ring.as_slice(), at_once.ring.as_slice());
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub struct Group {
     supervision: Supervision,
     workers: BTreeMap<WorkerId, Worker>,
     operation: Option<Operation>,
+    /// Until each of the first workers has been ready, or has failed.
+    #[serde(skip)]
+    founding: bool,
     /// Whether the processes are others'.
     is_adopted: bool,
     /// Whether an adopted group was given back to the kernel.
@@ -100,6 +103,7 @@ impl Group {
             supervision,
             workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
             operation: None,
+            founding: true,
             is_adopted: false,
             released: false,
         };
@@ -300,6 +304,7 @@ impl Group {
                 worker.look(look(*id), &self.supervision, now);
                 actions.extend(worker.advance(*id, &self.supervision, others, now));
             }
+            self.founding &= self.workers.values().any(|worker| worker.state() == WorkerState::Starting);
             if !self.advance_operation(now) {
                 return actions;
             }
@@ -365,6 +370,7 @@ impl Group {
             // The user took every worker out, and knows of it.
             refuse: staying.peek().is_some() && staying.all(|worker| worker.wish != Wish::Serve),
             stall_after: self.stall_after,
+            founding: self.founding,
         }
     }
 }

@@ -234,9 +234,22 @@ fn shutting_down_ends_with_nothing_left() {
 }
 
 #[test]
+fn a_group_is_founded_once_each_of_its_workers_was_ready() {
+    let now = Instant::now();
+    let mut group = running(2, now);
+    assert!(group.desired().founding);
+    carry_out(&mut group, now, |_| BUSY);
+    assert!(!group.desired().founding);
+    group.drain(WorkerId(1), None, false, now).unwrap();
+    carry_out(&mut group, now, |_| BUSY);
+    assert!(!group.desired().founding);
+}
+
+#[test]
 fn a_stalled_worker_stays_a_member_and_its_stall_is_counted() {
     let now = Instant::now();
     let mut group = running(2, now);
+    carry_out(&mut group, now, |_| BUSY);
     let before = group.desired();
     let look = |id| Seen { stalled: id == WorkerId(1), ..BUSY };
     carry_out(&mut group, now, look);

@@ -105,6 +105,12 @@ impl Ring {
         }
     }
 
+    /// An empty table of the same size, which remembers nothing.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(self.slots.len())
+    }
+
     /// A table that was made by another process: the owner of each entry. It is taken as it is, and what it was before
     /// is not known. None when it cannot be one, such as an empty one.
     pub fn resume(slots: &[u16]) -> Option<Self> {

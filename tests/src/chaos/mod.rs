@@ -208,7 +208,9 @@ impl Chaos {
 
     async fn kill_daemon(&mut self, id: Option<u16>, time: Duration) -> Outcome {
         let victim = if let Some(id) = id { self.process(id).await } else { None };
-        // The new one must be able to start.
+        // The new one must be able to start: a file that lacks a group which runs is refused, and a reload that was
+        // refused has changed no group.
+        self.configuration.other = self.daemon.status().await.groups.iter().any(|group| group.name != GROUP);
         self.daemon.configure(&self.configuration.to_string());
         self.daemon.kill().await;
         sleep(time).await;
