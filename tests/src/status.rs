@@ -9,6 +9,8 @@ use reuseport_lb::group::WorkerState;
 pub trait GroupExt {
     /// One worker.
     fn worker(&self, id: u16) -> &WorkerStatus;
+    /// The process of each worker.
+    fn pids(&self) -> BTreeMap<u16, Option<u32>>;
     /// Open connections of each worker.
     fn active(&self) -> Vec<u64>;
     /// Handshakes of each worker.
@@ -27,6 +29,10 @@ impl GroupExt for GroupStatus {
             .iter()
             .find(|worker| worker.id.0 == id)
             .unwrap_or_else(|| panic!("no worker {id} in {self:?}"))
+    }
+
+    fn pids(&self) -> BTreeMap<u16, Option<u32>> {
+        self.workers.iter().map(|worker| (worker.id.0, worker.pid)).collect()
     }
 
     fn active(&self) -> Vec<u64> {

@@ -5,9 +5,10 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use error::{GroupError, StartError};
 pub use following::LeftOut;
 pub use owner::Daemon;
-pub use start::{Earlier, GroupError, Options, Settings, StartError, check, start};
+pub use start::{Earlier, Options, Settings, check, start};
 
 use crate::{
     control::{
@@ -19,7 +20,9 @@ use crate::{
 };
 
 mod changes;
+mod creation;
 mod detach;
+mod error;
 mod events;
 mod following;
 mod listener;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, time::Instant};
 
-use super::{Daemon, GroupError, RequestError, StartError, runner::Runner, socket::Socket, start};
+use super::{Daemon, GroupError, RequestError, StartError, creation, runner::Runner, socket::Socket, start};
 use crate::{
     chain::chain,
     config::{
@@ -105,7 +105,7 @@ impl Daemon {
             let space = Netns::open(netns.as_deref()).map_err(|source| {
                 why(GroupError::Netns { path: netns.clone().unwrap_or_default(), source })
             })?;
-            start::check_address(spec, &space, |_| false).map_err(why)?;
+            creation::check_address(spec, &space, |_| false).map_err(why)?;
         }
         Ok(())
     }

@@ -9,12 +9,13 @@ use std::{
 
 use super::{
     Settings,
+    creation::{check_address, cpus, load, open_netns, supervision},
+    error::GroupError,
     events::Events,
     owners, process,
     recover::{self, Recovered, recover},
     runner::Runner,
     socket::{Found, Socket},
-    start::{GroupError, check_address, cpus, load, open_netns, supervision},
 };
 use crate::{
     adopt,

@@ -12,13 +12,13 @@ use std::{
 use super::{
     RequestError, Settings,
     changes::Logged,
+    error::explain,
     events::{Event, Events, Key},
     following::Following,
     listener::Listener,
     notices::Notices,
     process::{self, Order, Watched},
     socket::Socket,
-    start::explain,
 };
 use crate::{
     chain::chain,
