@@ -3,7 +3,10 @@
 //! The accept queue tells, and it can be read in the kernel at the moment of the choice. What was established less
 //! what waits is what the worker has accepted: while that stands still and connections wait, the worker is stalled.
 
-use crate::{limits::LOOK_MS, worker::Load};
+use crate::{
+    limits::{IDLE_LOOK_MS, LOOK_MS},
+    worker::Load,
+};
 
 /// After how many milliseconds the accept queue of a worker is looked at again, for a stall time: a quarter of it.
 ///
@@ -40,13 +43,23 @@ pub struct Verdict {
     pub full: bool,
 }
 
-/// Whether the accept queue must be looked at before the worker is chosen: the last look is too old, or the queue
-/// may have filled since.
+/// Whether the accept queue must be looked at before the worker is chosen: the last look is too old, the queue may have
+/// filled since, or the worker is stalled unless it has taken something since.
+///
+/// Whoever has no connection has none that waits, unless it was reset while it waited; those are seen once they fill
+/// the queue. So an idle worker is looked at only so often that its handshakes go on to count.
 #[inline(always)]
-pub const fn is_due(load: &Load, now_ms: u32, look_after_ms: u32) -> bool {
+pub const fn is_due(load: &Load, now_ms: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
+    let pending = load.pending_at(now_ms);
     // Nobody can have left the queue twice, so no more than this can wait in it now.
-    let at_most = load.established.saturating_sub(load.accepted).saturating_add(load.pending_at(now_ms));
-    now_ms.wrapping_sub(load.checked_at_ms) > look_after_ms || at_most > load.backlog as u64
+    let at_most = load.established.saturating_sub(load.accepted).saturating_add(pending);
+    let idle = load.active() + pending == 0 && load.stalled == 0;
+    let look_after_ms = if idle { IDLE_LOOK_MS } else { look_after_ms };
+    // A worker that had taken something at the last look, or had nothing to take, made progress then.
+    let overdue = load.stalled == 0
+        && load.progress_at_ms != load.checked_at_ms
+        && now_ms.wrapping_sub(load.progress_at_ms) >= stall_after_ms;
+    overdue || now_ms.wrapping_sub(load.checked_at_ms) > look_after_ms || at_most > load.backlog as u64
 }
 
 /// Judges a worker by its accept queue.
@@ -69,6 +82,7 @@ pub const fn judge(load: &Load, queue: Queue, now_ms: u32, stall_after_ms: u32) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::HANDSHAKE_MS;
 
     const STALL_AFTER_MS: u32 = 50;
     const BACKLOG: u32 = 128;
@@ -162,13 +176,57 @@ mod tests {
 
     #[test]
     fn a_look_is_due_when_the_last_is_old_or_the_queue_may_be_full() {
-        let load =
-            Load { established: 100, accepted: 90, checked_at_ms: 1_000, backlog: 20, ..Load::default() };
+        let load = Load {
+            established: 100,
+            accepted: 90,
+            checked_at_ms: 1_000,
+            progress_at_ms: 1_000,
+            backlog: 20,
+            ..Load::default()
+        };
         let handshakes = |pending: u64| Load { selected: 100 + pending, ..load };
         let look_after_ms = look_after_ms(STALL_AFTER_MS);
-        assert!(!is_due(&handshakes(0), 1_012, look_after_ms));
-        assert!(is_due(&handshakes(0), 1_013, look_after_ms));
-        assert!(!is_due(&handshakes(10), 1_000, look_after_ms));
-        assert!(is_due(&handshakes(11), 1_000, look_after_ms));
+        assert!(!is_due(&handshakes(0), 1_012, look_after_ms, STALL_AFTER_MS));
+        assert!(is_due(&handshakes(0), 1_013, look_after_ms, STALL_AFTER_MS));
+        assert!(!is_due(&handshakes(10), 1_000, look_after_ms, STALL_AFTER_MS));
+        assert!(is_due(&handshakes(11), 1_000, look_after_ms, STALL_AFTER_MS));
+    }
+
+    #[test]
+    fn a_look_is_due_the_moment_that_the_stall_time_is_over() {
+        let mut worker = Observed::new();
+        worker.look(1_000, 10, 0);
+        worker.look(1_048, 12, 2);
+        let is_due = |worker: &Observed, now_ms| is_due(&worker.0, now_ms, 12, STALL_AFTER_MS);
+        assert!(!is_due(&worker, 1_049));
+        assert!(is_due(&worker, 1_050));
+        assert!(worker.look(1_050, 12, 2).stalled);
+        assert!(!is_due(&worker, 1_051), "it is known to be stalled");
+    }
+
+    #[test]
+    fn an_idle_worker_is_looked_at_before_its_handshakes_cease_to_count() {
+        let look_after_ms = look_after_ms(STALL_AFTER_MS);
+        let idle = Load {
+            selected: 100,
+            established: 100,
+            closed: 100,
+            accepted: 100,
+            checked_at_ms: 1_000,
+            progress_at_ms: 1_000,
+            backlog: 20,
+            ..Load::default()
+        };
+        assert!(!is_due(&idle, 1_000 + HANDSHAKE_MS / 2, look_after_ms, STALL_AFTER_MS));
+        assert!(is_due(&idle, 1_000 + HANDSHAKE_MS, look_after_ms, STALL_AFTER_MS));
+        // One that has a connection, has one in its handshake, takes none, or may have a queue full of dead ones.
+        for load in [
+            Load { closed: 99, ..idle },
+            Load { selected: 101, ..idle },
+            Load { stalled: 1, ..idle },
+            Load { accepted: 79, ..idle },
+        ] {
+            assert!(is_due(&load, 1_013, look_after_ms, STALL_AFTER_MS), "{load:?}");
+        }
     }
 }

@@ -21,7 +21,7 @@ pub mod tables;
 pub mod worker;
 
 /// The version of everything in this crate that both sides must agree on.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// States at compile time that a shared type has the given size and alignment and no padding.
 ///

@@ -30,11 +30,16 @@ pub const MAX_SCAN: u32 = 64;
 pub const SAMPLES: u32 = 8;
 
 /// How many workers a program tries before it leaves the choice to the kernel.
-pub const ATTEMPTS: u32 = 10;
+pub const ATTEMPTS: u32 = 8;
 
-/// How many of the attempts pass a stalled worker over. With half of the workers stalled, one connection in 256 still
-/// finds one; with all of them stalled, that is what must happen.
-pub const HEALTHY_ATTEMPTS: u32 = 8;
+/// How many of the attempts are the policy's own choices, which pass over a worker that is stalled or full. With half of
+/// the workers stalled these miss once in 64 connections. Then [`SEARCH`] members are searched for another.
+pub const HEALTHY_ATTEMPTS: u32 = 6;
+
+/// How many members the last attempts search for one that is neither stalled nor full, from a place on that the policy's
+/// choice decides. Where they find none, all are held to be so, and the choice is taken as it is. So in a group of up
+/// to this many a stalled worker gets nothing while there is another one.
+pub const SEARCH: u32 = 64;
 
 /// The room for news of stalls that the daemon has not read yet: a page, the least there is, holds hundreds.
 pub const STALLS_BYTES: usize = 4096;
@@ -53,6 +58,10 @@ pub const HANDSHAKE_MS: u32 = 4_000;
 /// The pause between two looks at an accept queue, in milliseconds, while stalls are not watched for: as with the
 /// stall time's default.
 pub const LOOK_MS: u32 = 12;
+
+/// The pause between two looks at the accept queue of a worker without connections, in milliseconds: a look is what
+/// lets its handshakes count for [`HANDSHAKE_MS`] more.
+pub const IDLE_LOOK_MS: u32 = HANDSHAKE_MS / 2;
 
 /// The most children that are remembered as moved out of an accept queue and are still open.
 ///

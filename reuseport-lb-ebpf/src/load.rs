@@ -60,6 +60,27 @@ impl Counters {
         self.closed(from);
     }
 
+    /// Remembers that a connection from a listener of a slot belongs to another one from now on.
+    #[inline(always)]
+    pub(crate) fn moved_out(self, slot: u32) {
+        // SAFETY: as in `selected`.
+        unsafe { add_short(&raw mut (*self.of(slot)).moved_out, 1) };
+    }
+
+    /// Forgets one of those, since it has ended.
+    #[inline(always)]
+    pub(crate) fn moved_ended(self, slot: u32) {
+        // SAFETY: as in `selected`.
+        unsafe { add_short(&raw mut (*self.of(slot)).moved_out, 1_u32.wrapping_neg()) };
+    }
+
+    /// Whether any connection from a listener of a slot belongs to another one.
+    #[inline(always)]
+    pub(crate) fn has_moved_out(self, slot: u32) -> bool {
+        // SAFETY: as in `selected`; the word is read at once.
+        unsafe { (&raw const (*self.of(slot)).moved_out).read_volatile() != 0 }
+    }
+
     /// Moves a handshake from one slot to another.
     #[inline(always)]
     pub(crate) fn move_handshake(self, from: u32, to: u32) {
@@ -112,7 +133,7 @@ impl Loads {
                 progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
                 backlog: (&raw const (*load).backlog).read_volatile(),
                 stalled: (&raw const (*load).stalled).read_volatile(),
-                reserved: 0,
+                ..Load::default()
             }
         }
     }
@@ -123,11 +144,12 @@ impl Loads {
         self.now_ms
     }
 
-    /// Whether the worker in a slot took nothing when its accept queue was last looked at: 1 or 0.
+    /// Whether the worker in a slot took nothing when its accept queue was last looked at, or had it full: 1 or 0.
     #[inline(always)]
-    pub(crate) fn stalled(self, slot: u32) -> u32 {
+    pub(crate) fn passed_over(self, slot: u32) -> u32 {
+        let load = self.counters.of(slot);
         // SAFETY: as in `snapshot`.
-        unsafe { (&raw const (*self.counters.of(slot)).stalled).read_volatile() }
+        unsafe { (&raw const (*load).stalled).read_volatile() | (&raw const (*load).full).read_volatile() }
     }
 
     /// As [`get`](Self::get), for loops over all workers; see [`Load::balance_at`].
@@ -163,7 +185,7 @@ impl Loads {
     #[inline(always)]
     pub(crate) fn takes_connections(self, slot: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
         let load = self.snapshot(slot);
-        if !health::is_due(&load, self.now_ms, look_after_ms) {
+        if !health::is_due(&load, self.now_ms, look_after_ms, stall_after_ms) {
             return load.stalled == 0;
         }
         // An empty slot is for the selection to find out.
@@ -185,6 +207,7 @@ impl Loads {
             (&raw mut (*written).checked_at_ms).write_volatile(self.now_ms);
             (&raw mut (*written).backlog).write_volatile(queue.backlog);
             (&raw mut (*written).stalled).write_volatile(u32::from(stalled));
+            (&raw mut (*written).full).write_volatile(u32::from(full));
         }
         if u32::from(stalled) != load.stalled {
             // The daemon reads the state itself; this only wakes it. Without room it will be woken by the next.

@@ -53,13 +53,18 @@ fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
     let (look_after_ms, stall_after_ms) = (bank.look_after_ms(), bank.stall_after_ms());
     let mut gone = false;
     for attempt in 0..ATTEMPTS {
-        let Some(slot) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
-        // The last candidates are taken as they are: when all are stalled, all are eligible again.
-        if attempt < HEALTHY_ATTEMPTS
-            && !(policy.admits(attempt, slot) && loads.takes_connections(slot, look_after_ms, stall_after_ms))
-        {
-            continue;
-        }
+        let Some(choice) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
+        let slot = if attempt < HEALTHY_ATTEMPTS {
+            if !(policy.admits(attempt, choice)
+                && loads.takes_connections(choice, look_after_ms, stall_after_ms))
+            {
+                continue;
+            }
+            choice
+        } else {
+            // When all are stalled, all are eligible again.
+            bank.healthy_member(loads, choice).unwrap_or(choice)
+        };
         if SOCKETS.select_reuseport(ctx, slot).is_err() {
             debug!(ctx, "slot {} is gone, attempt {}", slot, attempt);
             gone = true;
@@ -98,14 +103,22 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, counters: C
     let (child, listener) =
         unsafe { (bpf_get_socket_cookie(sk.cast_mut().cast()), bpf_get_socket_cookie(listener(ctx).cast())) };
     // SAFETY: the value is copied at once.
-    let from = unsafe { MOVED.get(child).or_else(|| LISTENERS.get(listener)).copied() };
-    let Some(from) = from else { return };
+    let moved_before = unsafe { MOVED.get(child).copied() };
+    // SAFETY: as above.
+    let Some(from) = moved_before.or_else(|| unsafe { LISTENERS.get(listener).copied() }) else { return };
     match state {
         // The child will be made from the new listener and inherit its slot; only the handshake moves.
         TCP_NEW_SYN_RECV | TCP_SYN_RECV => counters.move_handshake(from, slot),
         _ => {
+            let first_move = moved_before.is_none();
+            // Before the entry is there, so that who finds the connection moved looks for it.
+            if first_move {
+                counters.moved_out(from);
+            }
             if MOVED.insert(child, slot, 0).is_ok() {
                 counters.move_connection(from, slot);
+            } else if first_move {
+                counters.moved_ended(from);
             }
         }
     }

@@ -78,16 +78,22 @@ fn closed(ctx: &SockOpsContext) {
         return;
     }
     owner.counted = 0;
+    let slot = if counters.has_moved_out(owner.slot) { moved_to(ctx, owner.slot, counters) } else { None };
+    counters.closed(slot.unwrap_or(owner.slot));
+    Total::closed();
+}
+
+/// The slot that a connection which ends was moved to, and forgets it; none when it is where its listener was.
+#[inline(always)]
+fn moved_to(ctx: &SockOpsContext, from: u32, counters: Counters) -> Option<u32> {
     // SAFETY: the helper only reads the socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
     // SAFETY: the value is copied at once.
-    let moved = unsafe { MOVED.get(cookie).copied() };
-    if moved.is_some() {
-        // It fails only when it is gone, which is what is wanted.
-        let _ = MOVED.remove(cookie);
-    }
-    counters.closed(moved.unwrap_or(owner.slot));
-    Total::closed();
+    let slot = unsafe { MOVED.get(cookie).copied() }?;
+    // It fails only when it is gone, which is what is wanted.
+    let _ = MOVED.remove(cookie);
+    counters.moved_ended(from);
+    Some(slot)
 }
 
 /// The socket, or null when it is not yet one: a handshake.

@@ -34,8 +34,11 @@ pub struct Load {
     pub backlog: u32,
     /// 1 while the worker takes nothing from an accept queue that is not empty, else 0.
     pub stalled: u32,
-    /// Fills up the line.
-    pub reserved: u64,
+    /// Open connections that came from a listener of this slot and have moved to another one: what their socket storage
+    /// says is not where they are. As a number of 32 bits.
+    pub moved_out: u32,
+    /// 1 when one more connection would have found the accept queue full at the last look, else 0.
+    pub full: u32,
 }
 
 assert_layout!(Load, size: 64, align: 64, fields: {
@@ -49,7 +52,8 @@ assert_layout!(Load, size: 64, align: 64, fields: {
     progress_at_ms: u32,
     backlog: u32,
     stalled: u32,
-    reserved: u64,
+    moved_out: u32,
+    full: u32,
 });
 
 impl Load {

@@ -80,7 +80,7 @@ impl BoundedConsistentHash {
         self.bound.admits(self.loads.get(slot), self.bank.weight(slot))
     }
 
-    /// The first member from the flow's place among them on that has room and is not stalled.
+    /// The first member from the flow's place among them on that has room and is neither stalled nor full.
     #[inline(always)]
     fn search(&self) -> Option<u32> {
         let len = self.bank.members_len();
@@ -92,8 +92,8 @@ impl BoundedConsistentHash {
             }
             let slot = self.bank.member_around(start + step);
             let excess = self.bound.excess(self.loads.balance(slot), self.bank.weight(slot));
-            // Without a branch of its own: what has an excess, and what is stalled, is not negative.
-            if excess & (i64::from(self.loads.stalled(slot)) - 1) < 0 {
+            // Without a branch of its own: what has an excess, and what is passed over, is not negative.
+            if excess & (i64::from(self.loads.passed_over(slot)) - 1) < 0 {
                 return Some(slot);
             }
         }

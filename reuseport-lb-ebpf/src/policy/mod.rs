@@ -4,7 +4,7 @@ use aya_ebpf::programs::SkReuseportContext;
 use reuseport_lb_ebpf::{
     balance::Bound,
     flow::{mix, scale},
-    limits::{MAX_CPUS, MAX_SHARES, MAX_WORKERS},
+    limits::{MAX_CPUS, MAX_SHARES, MAX_WORKERS, SEARCH},
     tables::{self, HashUser, Header, Part, RING_ROOM},
 };
 
@@ -121,6 +121,24 @@ impl Bank {
         u32::from(unsafe {
             *(&raw const (*self.tables).members).cast::<u16>().add((index & (2 * MAX_WORKERS - 1)) as usize)
         })
+    }
+
+    /// A member that was not stalled or full when it was last looked at, the same for the same `choice` as long as that
+    /// holds. None when [`SEARCH`] members do not have one.
+    #[inline(always)]
+    pub(crate) fn healthy_member(self, loads: Loads, choice: u32) -> Option<u32> {
+        let len = self.members_len();
+        let start = scale(mix(u64::from(choice)), len);
+        for step in 0..SEARCH {
+            if opaque(step) >= len {
+                break;
+            }
+            let slot = self.member_around(start + step);
+            if loads.passed_over(slot) == 0 {
+                return Some(slot);
+            }
+        }
+        None
     }
 
     /// A slot of the weighted shares: the upper half of `random` decides.
