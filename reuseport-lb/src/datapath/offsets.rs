@@ -1,6 +1,6 @@
 //! Where the running kernel keeps what the programs read of its structures.
 
-use std::path::Path;
+use std::{path::Path, sync::LazyLock};
 
 use btf_rs::{Btf, Member, Type};
 
@@ -23,7 +23,14 @@ pub(super) struct Offsets {
 
 impl Offsets {
     /// The offsets of the running kernel. Those that cannot be found are unknown, which turns off what needs them.
+    ///
+    /// They are looked up once: it takes some 25 MiB and most of the time that a start takes.
     pub(super) fn of_running_kernel() -> Self {
+        static FOUND: LazyLock<Offsets> = LazyLock::new(Offsets::find);
+        *FOUND
+    }
+
+    fn find() -> Self {
         let Ok(btf) = Btf::from_file(Path::new(KERNEL_BTF)) else { return Self::default() };
         let find = |structure, member| offset_of(&btf, structure, member).unwrap_or(0);
         let ack_backlog = find("sock", "sk_ack_backlog");
