@@ -236,16 +236,16 @@ impl Worker {
             () = async { drop(stopping.wait_for(|stopping| *stopping).await) } => {}
         }
 
-        // `graceful_shutdown` closes a connection that has had no request, and an idle one, even if a request is
-        // waiting to be read. So read first.
-        if requested.load(Relaxed) {
-            tokio::select! {
-                biased;
-                _ = connection.as_mut() => return,
-                () = tokio::task::yield_now() => {}
-            }
-        } else if timeout(FIRST_REQUEST, connection.as_mut()).await.is_ok() {
+        if !requested.load(Relaxed) && timeout(FIRST_REQUEST, connection.as_mut()).await.is_ok() {
             return;
+        }
+        // `graceful_shutdown` closes a connection that has had no request, and an idle one, even if a request is
+        // waiting to be read. So read first, also when time is up: a process that was not running all the while sees
+        // that before it sees what has come.
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = tokio::task::yield_now() => {}
         }
         connection.as_mut().graceful_shutdown();
         // Ends either way; the error, if any, is the client's.

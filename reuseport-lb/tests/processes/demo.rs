@@ -215,6 +215,29 @@ fn sigterm_closes_idle_connections_at_once() -> Result<()> {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the worker's patience is to end in this time")]
+fn a_request_that_came_in_time_is_answered_even_if_the_worker_did_not_run_then() -> Result<()> {
+    in_namespace(|| {
+        let stage = Stage::new()?;
+        let mut worker = stage.demo(0)?;
+        let mut first = Client::connect(stage.address)?;
+        // Answered after the connection before it was accepted.
+        let mut idle = Client::connect(stage.address)?;
+        idle.get("/")?;
+        worker.signal(Signal::TERM)?;
+        idle.closed()?;
+        // From here on it waits a second for the first request.
+        freeze(&worker)?;
+        first.send("/")?;
+        std::thread::sleep(Duration::from_millis(1_200));
+        worker.signal(Signal::CONT)?;
+        assert_eq!(first.receive()?.status, 200);
+        assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(0));
+        Ok(())
+    })
+}
+
+#[test]
 fn sigint_is_not_for_workers() -> Result<()> {
     in_namespace(|| {
         let stage = Stage::new()?;
