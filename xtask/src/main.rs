@@ -59,7 +59,8 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// Run the tests with random input, with more of it: configuration files, control requests, notify datagrams.
+    /// Run the tests with random input, with more of it: configuration files, control requests, notify datagrams, state
+    /// files.
     Fuzz {
         /// How many inputs each test gets.
         #[arg(long, default_value_t = 100_000)]

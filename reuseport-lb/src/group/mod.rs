@@ -27,6 +27,8 @@ use crate::{
 
 mod adopted;
 mod backoff;
+#[cfg(test)]
+mod fuzz;
 mod notice;
 mod operation;
 mod process;

@@ -106,11 +106,19 @@ fn a_state_of_another_boot_is_none() {
     assert!(file.read().unwrap().is_none());
 }
 
-/// What reads the bytes may find them good or not. If it does, going on with them must not fail either, whatever is
-/// found of the workers.
-fn go_on_with(bytes: &[u8]) {
+/// What these bytes are to a daemon that finds them.
+fn parsed(bytes: &[u8]) -> Option<State> {
     let file = StateFile::of(&PathBuf::from("/nonexistent/control.sock")).unwrap();
-    let Ok(Some(state)) = file.parse(bytes) else { return };
+    file.parse(bytes).ok().flatten()
+}
+
+/// What reads the bytes may find them good or not. If it does, it writes them in a way that it reads alike; and going on
+/// with them must not fail either, whatever is found of the workers.
+fn is_taken_or_refused(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let Some(state) = parsed(bytes) else { return Ok(()) };
+    let written = serde_json::to_string(&state).unwrap();
+    let read = parsed(written.as_bytes()).map(|state| serde_json::to_string(&state).unwrap());
+    prop_assert_eq!(read.as_deref(), Some(&*written));
     for GroupState { group, .. } in state.groups {
         let now = Instant::now();
         for found in
@@ -125,6 +133,7 @@ fn go_on_with(bytes: &[u8]) {
             }
         }
     }
+    Ok(())
 }
 
 fn good() -> Vec<u8> {
@@ -133,24 +142,32 @@ fn good() -> Vec<u8> {
 }
 
 proptest! {
+    #![proptest_config(crate::fuzz::config(256))]
+
     #[test]
-    fn random_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
-        go_on_with(&bytes);
+    fn any_bytes_are_taken_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+        is_taken_or_refused(&bytes)?;
     }
 
     #[test]
-    fn changed_bytes_do_no_harm(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn any_changed_bytes_are_taken_or_refused(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)
+    ) {
         let mut bytes = good();
         for (index, byte) in changes {
             let at = index.index(bytes.len());
             bytes[at] = byte;
         }
-        go_on_with(&bytes);
+        is_taken_or_refused(&bytes)?;
     }
 
     /// Any number in place of any number.
     #[test]
-    fn changed_numbers_do_no_harm(which in any::<prop::sample::Index>(), number in any::<u64>(), shift in 0_u32..64) {
+    fn any_changed_numbers_are_taken_or_refused(
+        which in any::<prop::sample::Index>(),
+        number in any::<u64>(),
+        shift in 0_u32..64,
+    ) {
         let text = String::from_utf8(good()).unwrap();
         let starts: Vec<usize> = text
             .char_indices()
@@ -159,12 +176,12 @@ proptest! {
             .collect();
         let start = starts[which.index(starts.len())];
         let end = start + text[start..].find(|c: char| !c.is_ascii_digit()).unwrap();
-        go_on_with(format!("{}{}{}", &text[..start], number >> shift, &text[end..]).as_bytes());
+        is_taken_or_refused(format!("{}{}{}", &text[..start], number >> shift, &text[end..]).as_bytes())?;
     }
 
     /// A value in place of another one of the same document, or nothing.
     #[test]
-    fn cut_and_moved_parts_do_no_harm(
+    fn any_cut_and_moved_parts_are_taken_or_refused(
         from in any::<prop::sample::Index>(),
         len in 0_usize..200,
         to in any::<prop::sample::Index>(),
@@ -178,6 +195,6 @@ proptest! {
         }
         let to = to.index(bytes.len() + 1);
         bytes.splice(to..to, part);
-        go_on_with(&bytes);
+        is_taken_or_refused(&bytes)?;
     }
 }

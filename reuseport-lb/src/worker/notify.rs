@@ -254,7 +254,7 @@ mod tests {
         /// Whatever comes, nothing panics; what is no message changes nothing, and what is one changes that worker and
         /// what it may change of it.
         #[test]
-        fn no_datagram_does_harm(datagrams in prop::collection::vec(datagram(), 1..8), notify: bool) {
+        fn any_datagrams_do_what_they_may_or_nothing(datagrams in prop::collection::vec(datagram(), 1..8), notify: bool) {
             let now = std::time::Instant::now();
             let ready = if notify { Ready::Notify } else { Ready::Exec };
             let supervision =
