@@ -2,7 +2,7 @@
 
 use reuseport_lb::group::WorkerState;
 use reuseport_lb_tests::{
-    Client, Daemon, GroupExt, Launch, Load, in_netns, process::Process, sources_reaching, within,
+    Client, Daemon, GroupExt, Launch, Load, hold, in_netns, process::Process, sources_reaching, within,
 };
 
 async fn sockets(daemon: &Daemon) -> usize {
@@ -105,6 +105,42 @@ fn open_connections_are_finished_by_a_worker_that_goes() {
         assert_eq!(connection.ask("/").await.expect("it is still served").pid, answer.pid);
         drop(connection);
         daemon.wait("it has gone, too", |group| group.workers.len() == 1).await;
+        daemon.stop().await;
+    });
+}
+
+/// Then the numbers have a gap.
+#[test]
+fn who_was_to_go_and_is_kept_is_in_no_reload_s_way() {
+    in_netns(async |netns| {
+        let config = |workers: u16, weight: u16| {
+            format!(
+                "[groups.web]\nlisten = \"127.0.0.1:8080\"\npolicy = \"round-robin\"\nstall-after = 0\n\
+                 workers = {workers}\nweights = [{weight}]\n"
+            )
+        };
+        let ids = async |daemon: &Daemon| -> Vec<u16> {
+            daemon.group().await.workers.iter().map(|worker| worker.id.0).collect()
+        };
+        let daemon = Launch::config(&config(4, 1)).start(&netns).await;
+        let held = hold(&daemon.client(), 40).await;
+        assert!((0..4).all(|id| held.iter().any(|(_, worker)| *worker == id)), "each has a connection");
+        daemon.tell(&["scale", "1", "--no-wait"]).await;
+        daemon.tell(&["undrain", "3"]).await;
+        drop(held);
+        daemon.wait("the two others have gone", |group| group.workers.len() == 2).await;
+        assert_eq!(ids(&daemon).await, [0, 3]);
+
+        daemon.configure(&config(2, 5));
+        daemon.tell(&["reload"]).await;
+        let group = daemon.group().await;
+        assert_eq!([group.worker(0).weight, group.worker(3).weight], [5, 1]);
+        assert_eq!((ids(&daemon).await, sockets(&daemon).await), (vec![0, 3], 2));
+
+        daemon.configure(&config(3, 5));
+        daemon.tell(&["reload"]).await;
+        daemon.wait("it has gone, too", |group| group.workers.len() == 3 && group.all_active()).await;
+        assert_eq!((ids(&daemon).await, sockets(&daemon).await), (vec![0, 1, 2], 3));
         daemon.stop().await;
     });
 }

@@ -197,7 +197,8 @@ impl Runner {
         if group.is_adopted() {
             return GroupSpec { policy: group.policy(), ..spec.clone() };
         }
-        let weights = group.workers().filter(|(id, _)| id.0 < group.size()).map(|(_, worker)| worker.weight);
+        let weight = |id| group.worker(WorkerId(id)).map_or(1, |worker| worker.weight);
+        let weights = (0..group.size()).map(weight);
         GroupSpec {
             workers: group.size(),
             policy: group.policy(),
@@ -234,13 +235,13 @@ impl Runner {
         }
         // The sockets of further workers now, so that a failure is one of the change.
         if self.spec.sockets == Sockets::HandedOver {
-            for id in (0..self.spec.workers).map(WorkerId) {
-                if before.group.worker(id).is_err() {
-                    let listener = self.open().map_err(|error| self.cannot_listen(error))?;
-                    self.listeners.insert(id, Socket::Made(listener));
-                    self.group.opened(id);
-                    before.opened.push(id);
-                }
+            let is_further = |id: &WorkerId| before.group.worker(*id).is_err();
+            let further: Vec<_> = self.group.workers().map(|(id, _)| id).filter(is_further).collect();
+            for id in further {
+                let listener = self.open().map_err(|error| self.cannot_listen(error))?;
+                self.listeners.insert(id, Socket::Made(listener));
+                self.group.opened(id);
+                before.opened.push(id);
             }
         }
         self.apply()?;
@@ -308,7 +309,9 @@ fn become_like(group: &mut Group, spec: &GroupSpec, now: Instant) -> Result<(), 
     if group.size() != spec.workers {
         group.scale(spec.workers, spec.grace, now)?;
     }
-    for id in (0..spec.workers).map(WorkerId) {
+    // Their number counts, and not which numbers they have: there is a gap when one was kept that was to go.
+    let ids: Vec<_> = group.workers().map(|(id, _)| id).filter(|id| id.0 < spec.workers).collect();
+    for id in ids {
         group.set_weight(id, spec.weight(id))?;
     }
     Ok(())
