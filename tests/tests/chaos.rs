@@ -6,7 +6,6 @@ use reuseport_lb_tests::{
 };
 
 #[test]
-#[ignore = "takes minutes, and not every seed passes yet: cargo xtask chaos --minutes 2"]
 fn whatever_happens_only_what_a_killed_worker_had_accepted_is_lost() {
     let plan = Plan::from_env();
     in_netns_for(plan.duration + chaos::REST, async move |netns| chaos::run(&netns, plan).await);

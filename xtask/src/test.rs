@@ -36,8 +36,7 @@ pub(crate) fn chaos(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> R
     let [seconds_variable, seed_variable] = CHAOS_VARIABLES;
     let mut variables = vec![(seconds_variable, (minutes * 60).to_string())];
     variables.extend(seed.map(|seed| (seed_variable, seed.to_string())));
-    let args = ["--package=reuseport-lb-tests", "--test=chaos", "--", "--ignored", "--nocapture"]
-        .map(OsString::from);
+    let args = ["--package=reuseport-lb-tests", "--test=chaos", "--", "--nocapture"].map(OsString::from);
     test(workspace, args.into(), &variables)
 }
 

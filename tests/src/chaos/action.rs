@@ -2,8 +2,9 @@
 
 use std::{fmt, time::Duration};
 
+use clap::ValueEnum as _;
 use fastrand::Rng;
-use reuseport_lb::policy::Policy;
+use reuseport_lb::policy::{HashOn, Policy, PolicySpec};
 
 /// Worker numbers that are drawn. With [`Action::Scale`] some of them exist only for a while, so that commands for
 /// workers that there are not come up as well.
@@ -11,17 +12,6 @@ const WORKERS: u16 = 6;
 
 /// The group that has the load.
 pub const GROUP: &str = "web";
-
-/// All policies with a program. `kernel` is left out: it is the baseline, without any of our programs; nothing can be
-/// drained under it, and what waits for a socket that is closed is lost.
-const POLICIES: [Policy; 6] = [
-    Policy::Hash,
-    Policy::ConsistentHash,
-    Policy::LeastLoaded,
-    Policy::PowerOfTwo,
-    Policy::RoundRobin,
-    Policy::Random,
-];
 
 /// Draws an action of one kind.
 type Draw = fn(&mut Rng) -> Action;
@@ -42,7 +32,7 @@ pub enum Action {
     /// `restart` of all workers, so many at the same time.
     Rolling(u16),
     /// `policy`.
-    Policy(Policy, &'static str),
+    Policy(PolicySpec),
     /// Another configuration file, and `reload` or SIGHUP.
     Reload(Configuration),
     /// SIGKILL to the daemon, and to a worker while there is none, and a new daemon after this time.
@@ -55,7 +45,7 @@ pub struct Configuration {
     /// Workers of the group that has the load.
     pub workers: u16,
     /// Its policy.
-    pub policy: Policy,
+    pub policy: PolicySpec,
     /// The weight of its worker 0.
     pub weight: u16,
     /// Whether there is another group.
@@ -70,7 +60,7 @@ impl Configuration {
     /// What holds in the beginning and at rest.
     pub const REST: Self = Self {
         workers: 4,
-        policy: Policy::LeastLoaded,
+        policy: PolicySpec { name: Policy::LeastLoaded, hash_on: HashOn::Flow, balance_factor: None },
         weight: 1,
         other: false,
         wrong: false,
@@ -82,7 +72,12 @@ impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { workers, policy, weight, other, wrong, signal: _ } = self;
         writeln!(f, "[groups.{GROUP}]\nlisten = \"0.0.0.0:8080\"")?;
-        writeln!(f, "workers = {workers}\npolicy = \"{policy}\"\nweights = [{weight}]")?;
+        writeln!(f, "workers = {workers}\nweights = [{weight}]")?;
+        // Without this there can be no policy `cpu-local`.
+        writeln!(f, "pin-workers = true")?;
+        for (key, value) in settings(*policy) {
+            writeln!(f, "{key} = {value}")?;
+        }
         if *other {
             writeln!(f, "[groups.other]\nlisten = \"127.0.0.1:8090\"\nworkers = 1")?;
         }
@@ -125,7 +120,7 @@ impl Action {
             (4, |rng| Self::Weight(worker(rng), if rng.bool() { 1 } else { rng.u16(1..=256) })),
             (3, |rng| Self::Scale(rng.u16(2..=WORKERS))),
             (2, |rng| Self::Rolling(rng.u16(1..=3))),
-            (4, |rng| Self::Policy(policy(rng), if rng.bool() { "flow" } else { "source" })),
+            (4, |rng| Self::Policy(policy(rng))),
             (4, |rng| {
                 Self::Reload(Configuration {
                     workers: rng.u16(2..=WORKERS),
@@ -176,11 +171,13 @@ impl Action {
             Self::Weight(id, weight) => format!("weight {id} {weight}"),
             Self::Scale(workers) => format!("scale {workers} --no-wait"),
             Self::Rolling(parallel) => format!("restart --parallel {parallel} --no-wait"),
-            // Only some policies hash.
-            Self::Policy(policy @ (Policy::Hash | Policy::ConsistentHash), hash_on) => {
-                format!("policy {policy} --hash-on {hash_on}")
+            Self::Policy(policy) => {
+                let words = settings(*policy).into_iter().map(|(key, value)| match key {
+                    "policy" => format!("policy {value}"),
+                    option => format!("--{option} {value}"),
+                });
+                words.collect::<Vec<_>>().join(" ").replace('"', "")
             }
-            Self::Policy(policy, _) => format!("policy {policy}"),
         };
         Some(format!("{command} --group {GROUP}"))
     }
@@ -206,8 +203,23 @@ impl fmt::Display for Action {
     }
 }
 
-fn policy(rng: &mut Rng) -> Policy {
-    POLICIES[rng.usize(..POLICIES.len())]
+/// Any policy, set in any way that it can be.
+fn policy(rng: &mut Rng) -> PolicySpec {
+    let name = Policy::value_variants()[rng.usize(..Policy::value_variants().len())];
+    let ways = [HashOn::Flow, HashOn::SOURCE, HashOn::Source { v4: 24, v6: 64 }];
+    let hash_on = if name.hashes() { ways[rng.usize(..ways.len())] } else { HashOn::Flow };
+    let factor = || "1.25".parse().expect("a factor");
+    PolicySpec { name, hash_on, balance_factor: (name.balances() && rng.bool()).then(factor) }
+}
+
+/// The options and keys of a policy that have a meaning for it, with their values as TOML.
+fn settings(PolicySpec { name, hash_on, balance_factor }: PolicySpec) -> Vec<(&'static str, String)> {
+    let mut settings = vec![("policy", format!("\"{name}\""))];
+    if name.hashes() {
+        settings.push(("hash-on", format!("\"{hash_on}\"")));
+    }
+    settings.extend(balance_factor.map(|factor| ("balance-factor", factor.to_string())));
+    settings
 }
 
 fn worker(rng: &mut Rng) -> u16 {
@@ -230,5 +242,9 @@ mod tests {
             assert!(draw(7).iter().any(|action| action.kind() == kind), "{kind}");
         }
         assert!(draw(7).iter().all(|action| Action::KINDS.contains(&action.kind())));
+        for policy in Policy::value_variants() {
+            let is_drawn = |action: &Action| matches!(action, Action::Policy(spec) if spec.name == *policy);
+            assert!(draw(7).iter().any(is_drawn), "{policy}");
+        }
     }
 }

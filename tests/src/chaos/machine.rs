@@ -85,22 +85,31 @@ pub(super) async fn no_socket_is_left() {
 pub(super) async fn kill(pid: u32) -> Option<Kill> {
     let process = Process::find(pid)?;
     process.signal(Signal::STOP);
-    let given_up = Instant::now() + PATIENCE;
-    while !is_stopped(pid) {
-        if process.ends_within(Duration::ZERO) {
-            return None;
-        }
-        assert!(Instant::now() < given_up, "process {pid} does not stop");
-        sleep(Duration::from_millis(1)).await;
+    if !stopped(&process).await {
+        return None;
     }
     let held = accepted(pid);
     let at = Instant::now();
     process.signal(Signal::KILL);
+    let given_up = at + PATIENCE;
     while !process.ends_within(Duration::ZERO) {
         assert!(Instant::now() < given_up, "process {pid} outlives SIGKILL");
         sleep(Duration::from_millis(1)).await;
     }
     Some(Kill { pid, at, gone: Instant::now(), held })
+}
+
+/// Waits until a process is stopped that was sent the signal. Says whether it has not ended by itself.
+pub(super) async fn stopped(process: &Process) -> bool {
+    let given_up = Instant::now() + PATIENCE;
+    while !is_stopped(process.pid) {
+        if process.ends_within(Duration::ZERO) {
+            return false;
+        }
+        assert!(Instant::now() < given_up, "process {} does not stop", process.pid);
+        sleep(Duration::from_millis(1)).await;
+    }
+    true
 }
 
 /// Whether all threads of a process are stopped by a signal.
@@ -140,7 +149,7 @@ impl Vitals {
         Self { descriptors, memory_kib: status.rssanon.expect("a kernel that counts RssAnon") }
     }
 
-    /// Whether there are more of any kind. One that has taken over keeps a program less open than the first one.
+    /// Whether there are more of any kind.
     pub(super) fn has_more_descriptors(&self, before: &Self) -> bool {
         self.descriptors.iter().any(|(kind, count)| before.descriptors.get(kind).is_none_or(|of| count > of))
     }
