@@ -2,6 +2,7 @@
 
 use std::{fmt, fs, net::SocketAddr, path::Path};
 
+use caps::Capability;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -90,6 +91,7 @@ pub async fn examine(control: &Path, listen: Option<SocketAddr>) -> Vec<Check> {
     checks.push(accept_queues(somaxconn.ok().and_then(|text| text.trim().parse().ok())));
     let (check, status) = control_socket(control, Client::new(control).status().await);
     checks.push(check);
+    checks.extend(status.as_ref().and_then(|status| privileges(status.pid)));
     if let Some(listen) = listen {
         checks.push(address(listen, status.as_ref(), adopt::conflicts(listen)));
     }
@@ -116,7 +118,8 @@ fn requirements(missing: &[Missing]) -> Vec<Check> {
         // Nothing else can be found out without them.
         return vec![Check::fail(CAPABILITIES, capabilities.to_string())];
     }
-    let mut checks = vec![Check::ok(CAPABILITIES, "all that the daemon needs")];
+    let all: Vec<_> = datapath::CAPABILITIES.iter().map(|(capability, _)| capability.to_string()).collect();
+    let mut checks = vec![Check::ok(CAPABILITIES, format!("{}, which every group needs", all.join(", ")))];
     for (name, what, there) in [
         ("BPF programs", Missing::SkReuseport, "SK_REUSEPORT programs can be loaded"),
         ("cgroup v2", Missing::Cgroup, "mounted, so open connections are counted"),
@@ -215,6 +218,20 @@ fn control_socket(
         }
         Err(error) => (Check::fail(NAME, chain(&error)), None),
     }
+}
+
+/// What a running daemon has kept of its privileges.
+fn privileges(pid: u32) -> Option<Check> {
+    let process = procfs::process::Process::new(pid.cast_signed());
+    let status = process.and_then(|process| process.status()).ok()?;
+    let mut kept: Vec<_> = caps::all().into_iter().filter(|one| status.capeff & one.bitmask() != 0).collect();
+    kept.sort_by_key(Capability::index);
+    let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+    let workers = match status.nonewprivs {
+        Some(0) => "workers as root have root's",
+        _ => "no process gets more (no_new_privs)",
+    };
+    Some(Check::ok("privileges", format!("the daemon has {}; {workers}", kept.join(", "))))
 }
 
 fn address(

@@ -23,6 +23,7 @@ mod moment;
 pub mod netns;
 pub mod plan;
 pub mod policy;
+pub mod privileges;
 pub mod state;
 pub mod stats;
 pub mod worker;

@@ -16,7 +16,10 @@ use std::{
 };
 
 use reuseport_lb::control::{GroupStatus, Status};
-use rustix::process::Signal;
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::Signal,
+};
 use tempfile::TempDir;
 use tokio::{
     net::UnixStream,
@@ -26,7 +29,7 @@ use tokio::{
 use crate::{
     Client, GroupExt, Netns, Output, PATIENCE,
     command::{display, report, run},
-    eventually, http,
+    eventually, http, privileges,
     process::Process,
     within,
 };
@@ -60,6 +63,7 @@ pub struct Launch {
     wrapper: Vec<OsString>,
     config: Option<String>,
     adopts: bool,
+    user: Option<(u32, Vec<String>)>,
 }
 
 impl Launch {
@@ -76,6 +80,7 @@ impl Launch {
             wrapper: Vec::new(),
             config: None,
             adopts: false,
+            user: None,
         }
     }
 
@@ -125,6 +130,12 @@ impl Launch {
     /// Something that runs the daemon: `unshare -m`, `setpriv …`.
     pub fn wrapper(self, command: &[&str]) -> Self {
         Self { wrapper: command.iter().map(OsString::from).collect(), ..self }
+    }
+
+    /// As another user, with just these capabilities.
+    pub fn unprivileged(self, uid: u32, capabilities: &[&str]) -> Self {
+        let capabilities = capabilities.iter().map(|name| (*name).to_owned()).collect();
+        Self { user: Some((uid, capabilities)), ..self }
     }
 
     /// Starts a daemon, and waits until it answers and all its workers are active.
@@ -185,10 +196,21 @@ impl Launch {
         let folder =
             tempfile::Builder::new().prefix("reuseport-lb-test-").tempdir().expect("a temporary folder");
         let control = self.control.unwrap_or_else(|| folder.path().join("control.sock"));
-        let pins = PathBuf::from(format!("/sys/fs/bpf/reuseport-lb-test-{}-{number}", std::process::id()));
+        // Elsewhere for another user, since systemd lets nobody but root into the usual place.
+        let bpffs = self.user.as_ref().map(|_| BpfFs::mount(folder.path().join("bpf")));
+        let place = bpffs.as_ref().map_or(Path::new("/sys/fs/bpf"), |bpffs| &bpffs.path);
+        let pins = place.join(format!("reuseport-lb-test-{}-{number}", std::process::id()));
 
         let mut line = self.wrapper;
-        line.extend([binary().into(), if self.adopts { "adopt" } else { "run" }.into()]);
+        let program = match self.user {
+            Some((uid, capabilities)) => {
+                let capabilities: Vec<&str> = capabilities.iter().map(String::as_str).collect();
+                line.extend(privileges::as_user(uid, &capabilities));
+                privileges::program_for_all(folder.path(), Some(uid))
+            }
+            None => binary().to_owned(),
+        };
+        line.extend([program.into(), if self.adopts { "adopt" } else { "run" }.into()]);
         let config = folder.path().join("config.toml");
         if let Some(text) = self.config {
             fs::write(&config, text).expect("a file in a temporary folder");
@@ -214,6 +236,7 @@ impl Launch {
             child,
             process,
             running: true,
+            _bpffs: bpffs,
             folder,
             control,
             pins,
@@ -231,6 +254,8 @@ pub struct Daemon {
     child: Child,
     process: Process,
     running: bool,
+    // Before the folder that it is in.
+    _bpffs: Option<BpfFs>,
     folder: TempDir,
     control: PathBuf,
     pins: PathBuf,
@@ -488,6 +513,29 @@ impl Drop for Daemon {
             && let Err(error) = fs::remove_dir_all(&self.pins)
         {
             eprintln!("{}: {error}", self.pins.display());
+        }
+    }
+}
+
+/// A BPF file system that everybody may use.
+#[derive(Debug)]
+struct BpfFs {
+    path: PathBuf,
+}
+
+impl BpfFs {
+    fn mount(path: PathBuf) -> Self {
+        fs::create_dir(&path).expect("a folder in a temporary folder");
+        let options = Some(c"mode=1777");
+        mount("bpf", &path, "bpf", MountFlags::empty(), options).expect("a BPF file system");
+        Self { path }
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.path, UnmountFlags::DETACH) {
+            eprintln!("{}: {error}", self.path.display());
         }
     }
 }

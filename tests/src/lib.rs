@@ -23,6 +23,7 @@ pub mod listeners;
 pub mod load;
 pub mod machine;
 pub mod netns;
+pub mod privileges;
 pub mod process;
 pub mod scripts;
 pub mod server;

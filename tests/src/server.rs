@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::{Client, command::display, eventually, process::Process, within};
+use crate::{Client, command::display, eventually, privileges, process::Process, within};
 
 /// The folder with the servers' programs and configurations.
 pub fn folder() -> &'static Path {
@@ -80,6 +80,14 @@ impl Server {
     /// A server in Perl at `address` that accepts in one place and knows nothing but its answer.
     pub async fn perl(address: &str) -> Self {
         let server = Self::spawn(perl(address));
+        server.listens(1).await;
+        server
+    }
+
+    /// The same as another user.
+    pub async fn perl_as(uid: u32, address: &str) -> Self {
+        let words = privileges::as_user(uid, &[]).into_iter();
+        let server = Self::spawn(words.chain(perl(address).map(Into::into)));
         server.listens(1).await;
         server
     }

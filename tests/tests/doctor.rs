@@ -77,6 +77,9 @@ fn an_address_that_is_taken_is_told_from_the_daemons_own() {
         assert_eq!(checks["address"].verdict, "ok", "{:?}", checks["address"]);
         let running = &checks["control socket"];
         assert!(running.found.contains(&daemon.process().pid.to_string()), "{running:?}");
+        let privileges = &checks["privileges"].found;
+        assert!(privileges.contains("CAP_BPF") && privileges.contains("CAP_KILL"), "{privileges}");
+        assert!(!privileges.contains("CAP_SYS_MODULE"), "{privileges}");
         daemon.stop().await;
     });
 }

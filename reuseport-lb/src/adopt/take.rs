@@ -13,7 +13,10 @@ pub enum TakeError {
     #[error("it is gone")]
     Gone,
     /// The processes that hold it cannot be seen.
-    #[error("no process that holds it can be seen; is it in another process namespace?")]
+    #[error(
+        "no process that holds it can be seen; this needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and the same process \
+         namespace"
+    )]
     Unseen,
     /// The kernel gives no handle.
     #[error("{owner} does not give it up: {source}; this needs CAP_SYS_PTRACE")]

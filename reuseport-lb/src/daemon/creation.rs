@@ -51,7 +51,7 @@ impl Runner {
         events: Events,
     ) -> Result<Self, GroupError> {
         let netns = open_netns(&spec)?;
-        let left_over = check_address(&spec, &netns, |_| false)?;
+        let left_over = check_address(&spec, &netns, |_, _| false)?;
         let cpus = cpus(&spec)?;
         let datapath = load(&spec, settings, &events, &netns, None)?;
         let now = Instant::now();
@@ -175,7 +175,7 @@ pub(super) fn supervision(spec: &GroupSpec) -> Supervision {
 pub(super) fn check_address(
     spec: &GroupSpec,
     netns: &Netns,
-    ours: impl Fn(&adopt::Conflict) -> bool,
+    ours: impl Fn(&adopt::Listener, &[adopt::Owner]) -> bool,
 ) -> Result<Option<Attachment>, GroupError> {
     let listen = spec.listen;
     let within = |error| GroupError::Sockets(error);
@@ -184,7 +184,7 @@ pub(super) fn check_address(
         let conflicts = netns.within(|| adopt::conflicts(listen)).flatten().map_err(within)?;
         return conflicts
             .into_iter()
-            .find(|conflict| !ours(conflict))
+            .find(|conflict| !ours(&conflict.listener, &conflict.owners))
             .map_or(Ok(None), |conflict| Err(GroupError::Taken(conflict)));
     }
     let adopt::Present { members, others } =
@@ -201,8 +201,11 @@ pub(super) fn check_address(
     let mut left_over = None;
     let attached =
         if members.is_empty() { HashMap::new() } else { datapath::attached(listen.port(), netns)? };
-    for program in members.iter().filter_map(|member| attached.get(&member.cookie)) {
-        if !program.is_left_over() {
+    for member in &members {
+        let Some(program) = attached.get(&member.cookie) else { continue };
+        // Without CAP_SYS_ADMIN a program has no name, but what we know of its sockets is enough.
+        let is_left_over = program.is_left_over() || program.holders.is_empty() && ours(member, &[]);
+        if !is_left_over {
             return Err(GroupError::Steered { listen, program: Box::new(program.clone()) });
         }
         left_over = Some(program.clone());

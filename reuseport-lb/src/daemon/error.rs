@@ -26,6 +26,9 @@ pub enum GroupError {
     /// The kernel or the process lacks something essential.
     #[error("{0}")]
     Missing(Missing),
+    /// What is not needed any more could not be given up.
+    #[error("cannot give up privileges")]
+    Privileges(#[source] caps::errors::CapsError),
     /// Somebody else listens there.
     #[error("{0}; stop it, or choose another address with --listen")]
     Taken(adopt::Conflict),

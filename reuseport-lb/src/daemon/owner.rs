@@ -18,6 +18,7 @@ use crate::{
     config::source::Configured,
     control::{ReloadRequest, Status},
     group::WorkerId,
+    privileges::Privileges,
     state::{GroupState, StateFile},
     worker::{descriptors::OpenFiles, output},
 };
@@ -37,6 +38,7 @@ pub struct Daemon {
     pub(super) ending: bool,
     pub(super) manager: Manager,
     pub(super) state_file: StateFile,
+    pub(super) privileges: Privileges,
     /// How many daemons have had these groups, this one included.
     pub(super) generation: u64,
 }

@@ -7,7 +7,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use rustix::{
+    io::Errno,
+    process::{PidfdGetfdFlags, pidfd_getfd},
+};
 
 use super::{listener::Listener, resume::holders};
 use crate::{
@@ -60,7 +63,7 @@ pub(super) fn sockets(state: &GroupState, slots: &BTreeMap<u64, u16>) -> BTreeMa
 ///
 /// # Errors
 ///
-/// Sockets cannot be listed, or a process cannot be watched.
+/// Sockets cannot be listed, a process cannot be watched, or one may not be asked for its socket.
 pub(super) fn recover(
     state: &GroupState,
     expected: &BTreeMap<u64, WorkerId>,
@@ -80,8 +83,11 @@ pub(super) fn recover(
     let mut missing = HashMap::new();
     for listener in there {
         let id = expected[&listener.cookie];
-        let usual = || usual_place(recovered.processes.get(&id)?);
-        let handle = if made { handed.remove(&listener.cookie).or_else(usual) } else { None };
+        let handed = if made { handed.remove(&listener.cookie) } else { None };
+        let handle = match recovered.processes.get(&id) {
+            Some(process) if made && handed.is_none() => usual_place(process)?,
+            _ => handed,
+        };
         let is_it = |handle: &OwnedFd| {
             rustix::net::sockopt::socket_cookie(handle).is_ok_and(|cookie| cookie == listener.cookie)
         };
@@ -100,8 +106,17 @@ pub(super) fn recover(
     Ok(recovered)
 }
 
-fn usual_place(process: &Process) -> Option<OwnedFd> {
-    pidfd_getfd(process.handle(), USUAL_DESCRIPTOR, PidfdGetfdFlags::empty()).ok()
+/// What the process has there, if anything.
+fn usual_place(process: &Process) -> io::Result<Option<OwnedFd>> {
+    match pidfd_getfd(process.handle(), USUAL_DESCRIPTOR, PidfdGetfdFlags::empty()) {
+        Ok(handle) => Ok(Some(handle)),
+        // Without its socket the worker would have to be started again.
+        Err(Errno::PERM) => Err(io::Error::other(format!(
+            "worker process {} does not give up its socket; this needs CAP_SYS_PTRACE",
+            process.pid()
+        ))),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Looks for sockets, by inode, in all processes: the worker has it elsewhere, or nobody could write down any more

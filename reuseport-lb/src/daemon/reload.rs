@@ -87,6 +87,9 @@ impl Daemon {
 
     /// Finds what can be found without doing anything.
     fn look_for_obstacles(&self, Plan { fresh, changed, leaving: _ }: &Plan) -> Result<(), RequestError> {
+        self.privileges
+            .suffice(&fresh.iter().chain(changed).collect::<Vec<_>>())
+            .map_err(|given_up| RequestError::Refused(given_up.to_string()))?;
         let all: Vec<_> = fresh.iter().chain(changed).cloned().collect();
         start::possible(&all)?;
         for spec in changed {
@@ -105,7 +108,7 @@ impl Daemon {
             let space = Netns::open(netns.as_deref()).map_err(|source| {
                 why(GroupError::Netns { path: netns.clone().unwrap_or_default(), source })
             })?;
-            creation::check_address(spec, &space, |_| false).map_err(why)?;
+            creation::check_address(spec, &space, |_, _| false).map_err(why)?;
         }
         Ok(())
     }

@@ -46,12 +46,12 @@ impl Runner {
         let datapath = load(&spec, settings, &events, &netns, Some(&earlier.pins))?;
         let expected = recover::sockets(&earlier, &datapath.slots());
         // Where workers open their sockets themselves, one may have done so since its daemon died.
-        let is_ours = |conflict: &adopt::Conflict| {
+        let is_ours = |listener: &adopt::Listener, owners: &[adopt::Owner]| {
             let of_a_worker = |owner: &adopt::Owner| {
                 earlier.processes.values().any(|process| adopt::descends(owner.pid, process.pid))
             };
-            expected.contains_key(&conflict.listener.cookie)
-                || spec.sockets == Sockets::SelfBound && conflict.owners.iter().any(of_a_worker)
+            expected.contains_key(&listener.cookie)
+                || spec.sockets == Sockets::SelfBound && owners.iter().any(of_a_worker)
         };
         check_address(&spec, &netns, is_ours)?;
         let recovered = netns

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::{BpfLogLevel, GroupSpec, Sockets, source::Configured},
     datapath::{self, Missing},
+    privileges::{self, Privileges},
     state::{GroupState, State, StateFile},
     worker::descriptors::OpenFiles,
 };
@@ -73,7 +74,8 @@ pub fn check(groups: &[GroupSpec]) -> Result<(), StartError> {
 /// [`GroupError::Missing`]: it makes them impossible.
 pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError> {
     let missing = datapath::check_requirements();
-    for GroupSpec { name, policy, sockets, .. } in groups {
+    for spec in groups {
+        let GroupSpec { name, policy, sockets, .. } = spec;
         // Without BTF no program tells of sockets that come and go.
         let follows = *sockets != Sockets::HandedOver;
         let is_fatal = |missing: &&Missing| match missing {
@@ -84,6 +86,11 @@ pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError>
         };
         if let Some(missing) = missing.iter().find(is_fatal) {
             return Err(StartError { group: name.clone(), why: GroupError::Missing(missing.clone()) });
+        }
+        let lacks = privileges::missing(spec);
+        if !lacks.is_empty() {
+            let why = GroupError::Missing(Missing::Capabilities(lacks));
+            return Err(StartError { group: name.clone(), why });
         }
     }
     Ok(missing)
@@ -130,6 +137,12 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     for runner in groups.values_mut() {
         runner.applied.datapath_mut().settle_in();
     }
+    // Before there is another thread or process.
+    let privileges = Privileges::reduce(&groups.values().map(|runner| &runner.spec).collect::<Vec<_>>())
+        .map_err(|why| {
+            let group = groups.keys().next().cloned().unwrap_or_default();
+            StartError { group, why: GroupError::Privileges(why) }
+        })?;
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {
         groups,
@@ -143,6 +156,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         ending: false,
         manager: Manager::from_environment(),
         state_file,
+        privileges,
         generation,
     };
     // No worker runs before all groups stand, so that there is none to end when one of them cannot be.

@@ -9,7 +9,7 @@ pub use apply::Applied;
 pub use attached::{Attachment, attached};
 pub use cgroup::root as cgroup_root;
 pub use kernel::KernelDatapath;
-pub use requirements::{Missing, check as check_requirements};
+pub use requirements::{CAPABILITIES, Missing, check as check_requirements};
 use reuseport_lb_ebpf::outcome::Outcomes;
 pub use takeover::{PinRecord, TakenOver};
 pub use verifier::{Verified, verify};

@@ -7,8 +7,8 @@ use caps::{CapSet, Capability};
 
 use super::{cgroup, offsets::Offsets, pins};
 
-/// The capabilities that the daemon needs in any case, each with what for.
-const CAPABILITIES: [(Capability, &str); 3] = [
+/// The capabilities that every group needs, each with what for.
+pub const CAPABILITIES: [(Capability, &str); 3] = [
     (Capability::CAP_BPF, "to load programs and maps"),
     (Capability::CAP_PERFMON, "to let programs read accept queues"),
     (Capability::CAP_NET_ADMIN, "to attach a program to the group"),

@@ -13,6 +13,7 @@ use std::{
     process::{self, Command},
 };
 
+use caps::CapSet;
 use clap::Args;
 use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setsid, setuid};
 
@@ -59,6 +60,9 @@ pub enum ExecError {
     /// The daemon may not make processes of this user.
     #[error("cannot become user {0}")]
     User(u32, #[source] io::Error),
+    /// The daemon's privileges cannot be taken from it.
+    #[error("cannot give up the daemon's capabilities")]
+    Privileges(#[source] caps::errors::CapsError),
     /// The program is missing, or cannot be run.
     #[error("cannot start {}", .0.display())]
     Program(OsString, #[source] io::Error),
@@ -106,16 +110,27 @@ impl Become {
     }
 }
 
+/// Whether the daemon is this user already, so that nothing is to be done: one without privileges may name its own.
+pub(crate) fn is_user(uid: u32, gid: u32) -> bool {
+    geteuid().as_raw() == uid && getegid().as_raw() == gid && uid != 0
+}
+
 /// Groups first: afterwards it is not permitted any more.
 fn become_user(uid: u32, gid: u32, groups: &[u32]) -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    if geteuid() == uid && getegid() == gid && !uid.is_root() {
-        // A daemon without privileges may name its own user.
+    if is_user(uid, gid) {
         return Ok(());
     }
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setgroups(&groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
     setgid(gid)?;
     setuid(uid)
+}
+
+/// Lets nothing of the daemon's capabilities get through to the program.
+fn give_back() -> Result<(), ExecError> {
+    caps::clear(None, CapSet::Ambient)
+        .and_then(|()| caps::clear(None, CapSet::Inheritable))
+        .map_err(ExecError::Privileges)
 }
 
 /// Becomes `program` with `args`, with `LISTEN_PID`, and `WATCHDOG_PID` where there is a watchdog, set to the present
@@ -127,7 +142,9 @@ pub fn exec(program: &OsStr, args: &[OsString], to_be: &Become) -> ExecError {
     // SIGHUP to the groups of its session that have nobody left who looks after them, if a member is stopped. It fails
     // only in a process that leads a group already.
     let _ = setsid();
-    if let Err(error) = to_be.apply() {
+    // Root's privileges are the user's, and end with it. Another user has them from the daemon's ambient set.
+    let is_lent = !geteuid().is_root();
+    if let Err(error) = to_be.apply().and_then(|()| if is_lent { give_back() } else { Ok(()) }) {
         return error;
     }
     let id = process::id().to_string();
