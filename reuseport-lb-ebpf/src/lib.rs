@@ -13,6 +13,7 @@
 pub mod balance;
 pub mod flow;
 pub mod health;
+pub mod least_loaded;
 pub mod limits;
 pub mod listen;
 pub mod names;

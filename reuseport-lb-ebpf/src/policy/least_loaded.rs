@@ -1,11 +1,16 @@
 use aya_ebpf::programs::SkReuseportContext;
 use reuseport_lb_ebpf::{
     flow::{mix, scale},
+    least_loaded,
     limits::{MAX_SCAN, SAMPLES},
 };
 
 use super::{Bank, Policy};
 use crate::{key::Arrival, load::Loads};
+
+/// From one random number to the next, of which the upper half is used: a multiplicative generator (Steele, Vigna,
+/// "Computationally Easy, Spectrally Good Multipliers for Congruential Pseudorandom Number Generators", 2021).
+const STEP: u64 = 0xf135_7aea_2e62_a9c5;
 
 /// The worker with the least load for its weight: of all in a group of up to [`MAX_SCAN`], of [`SAMPLES`] in a
 /// larger one.
@@ -29,45 +34,34 @@ impl Policy for LeastLoaded {
             // The load of a worker whose socket is gone says nothing, so any other will do.
             return self.bank.member(scale(mix(self.hash.wrapping_add(u64::from(attempt))), len));
         }
-        let mut best = Best::none();
+        let mut best = u64::MAX;
         if len <= MAX_SCAN {
             for index in 0..MAX_SCAN {
                 if index >= len {
                     break;
                 }
-                self.compare(&mut best, self.bank.member(index)?);
+                best = lesser(best, self.key(self.bank.member_around(index)));
             }
         } else {
-            for sample in 0..SAMPLES {
-                self.compare(&mut best, self.bank.share(mix(self.hash.wrapping_add(u64::from(sample))))?);
+            let mut random = self.hash;
+            for _ in 0..SAMPLES {
+                best = lesser(best, self.key(self.bank.share(random)?));
+                random = random.wrapping_mul(STEP);
             }
         }
-        Some(best.slot)
+        Some(least_loaded::slot_of(best))
     }
 }
 
 impl LeastLoaded {
+    /// What the workers are compared by.
     #[inline(always)]
-    fn compare(&self, best: &mut Best, slot: u32) {
-        let load = self.bank.weighted_load(self.loads, slot);
-        // Short connections all tie at zero. A rank by flow and slot breaks ties for each connection anew, so that
-        // none of the workers is favoured.
-        let rank = (self.hash ^ u64::from(slot)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        if load < best.load || load == best.load && rank < best.rank {
-            *best = Best { load, rank, slot };
-        }
+    fn key(&self, slot: u32) -> u64 {
+        least_loaded::key(self.loads.balance(slot), self.bank.cost(slot), slot, self.hash)
     }
 }
 
-struct Best {
-    load: u64,
-    rank: u64,
-    slot: u32,
-}
-
-impl Best {
-    #[inline(always)]
-    const fn none() -> Self {
-        Self { load: u64::MAX, rank: u64::MAX, slot: 0 }
-    }
+#[inline(always)]
+const fn lesser(one: u64, other: u64) -> u64 {
+    if one < other { one } else { other }
 }
