@@ -19,6 +19,7 @@ pub mod doctor;
 #[cfg(test)]
 mod fuzz;
 pub mod group;
+pub mod handover;
 mod moment;
 pub mod netns;
 pub mod plan;

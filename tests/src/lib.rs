@@ -29,6 +29,7 @@ pub mod scripts;
 pub mod server;
 pub mod status;
 pub mod terminal;
+pub mod version;
 pub mod wait;
 
 pub use arrivals::{Arrival, Arrivals};

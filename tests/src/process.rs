@@ -4,7 +4,7 @@ use std::{fs, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
+    io::{Errno, retry_on_intr},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
     thread::{CpuSet, sched_setaffinity},
 };
@@ -39,7 +39,7 @@ impl Process {
     pub fn ends_within(&self, bound: Duration) -> bool {
         let bound = Timespec::try_from(bound).expect("a bound that fits a timespec");
         let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
-        poll(&mut handle, Some(&bound)).expect("poll on a pidfd") > 0
+        retry_on_intr(|| poll(&mut handle, Some(&bound))).expect("poll on a pidfd") > 0
     }
 }
 

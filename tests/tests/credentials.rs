@@ -80,9 +80,13 @@ fn another_group_may_look_and_change_nothing() {
             for (group, further) in [(READONLY, vec![]), (USER, vec![READONLY])] {
                 as_user(&daemon, group, &further, &["status"]).await.succeeded();
                 as_user(&daemon, group, &further, &["metrics"]).await.succeeded();
-                for change in
-                    [&["policy", "random"][..], &["drain", "0"], &["weight", "0", "5"], &["shutdown"]]
-                {
+                for change in [
+                    &["policy", "random"][..],
+                    &["drain", "0"],
+                    &["weight", "0", "5"],
+                    &["upgrade"],
+                    &["shutdown"],
+                ] {
                     as_user(&daemon, group, &further, change).await.failed_with(&["not permitted", "look"]);
                 }
             }

@@ -123,6 +123,37 @@ fn a_manager_that_has_gone_does_no_harm() {
     });
 }
 
+/// Systemd sees one process that reloads, and its watchdog goes on.
+#[test]
+fn an_upgrade_is_told_from_its_beginning_to_its_end() {
+    in_netns(async |netns| {
+        let mut manager = Manager::new();
+        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=1000000"]).await;
+        manager.wait("STATUS=1 group, 3 of 3 workers active").await;
+        daemon.tell(&["upgrade"]).await;
+        eventually("the end of it is told", async || match manager.count("READY=1") {
+            2 => Ok(()),
+            count => Err(format!("{count} times ready")),
+        })
+        .await;
+        assert_eq!(daemon.status().await.generation, 2);
+        let told = manager.told();
+        let at = |what: &str| told.iter().rposition(|line| line.starts_with(what)).expect(what);
+        assert!(at("RELOADING=1") < at("READY=1"), "{told:?}");
+        assert_eq!(manager.count("STOPPING=1"), 0);
+        let heard = manager.count("WATCHDOG=1");
+        eventually("the watchdog hears more", async || {
+            (manager.count("WATCHDOG=1") > heard).then_some(()).ok_or("nothing new")
+        })
+        .await;
+
+        let failed = daemon.cli(&["upgrade", "--binary", "/bin/true"]).await;
+        failed.failed_with(&["no version of reuseport-lb"]);
+        assert_eq!(manager.count("RELOADING=1"), 1, "nothing has begun");
+        daemon.stop().await;
+    });
+}
+
 #[test]
 fn a_reload_is_told_from_its_beginning_to_its_end() {
     in_netns(async |netns| {

@@ -1,14 +1,10 @@
 //! `adopt`
 
-use std::{
-    net::SocketAddr,
-    path::{self, Path},
-};
+use std::{net::SocketAddr, path::Path};
 
-use anyhow::Context as _;
 use clap::Args;
 
-use super::{env::Env, run};
+use super::{env::Env, run, serve::serve};
 use crate::config::{
     flags::{DaemonFlags, SteeringFlags},
     source::Loaded,
@@ -35,9 +31,13 @@ pub(super) struct Adopt {
 
 impl Adopt {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
+        serve(self.load(control)?, None, env).await
+    }
+
+    /// What is to be run.
+    pub(super) fn load(self, control: &Path) -> anyhow::Result<Loaded> {
         let Self { listen, steering, name, daemon } = self;
         let spec = steering.adopt(name, listen).map_err(run::wrong)?;
-        let control = path::absolute(control).context("cannot find the working folder")?;
-        run::serve(Loaded { control, daemon: daemon.settings(), groups: vec![spec] }, None, env).await
+        Ok(Loaded { control: control.to_owned(), daemon: daemon.settings(), groups: vec![spec] })
     }
 }

@@ -29,6 +29,7 @@ mod render;
 mod restart;
 mod run;
 mod scale;
+mod serve;
 mod shutdown;
 mod signals;
 mod start_lines;
@@ -39,6 +40,7 @@ mod target;
 mod testing;
 mod top;
 mod undrain;
+mod upgrade;
 mod weight;
 
 /// Steers the connections of a SO_REUSEPORT group to the worker that a policy picks
@@ -89,6 +91,7 @@ enum Command {
     Stop(stop::Stop),
     Start(stop::Start),
     Reload(reload::Reload),
+    Upgrade(upgrade::Upgrade),
     Detach(detach::Detach),
     Shutdown(shutdown::Shutdown),
     Completions(generate::Completions),
@@ -107,7 +110,7 @@ pub fn main() -> ExitCode {
 fn main_in(env: &mut Env<'_>, args: impl IntoIterator<Item = OsString>) -> u8 {
     let done = parse(args).and_then(|(control, command)| match command {
         // These are the workers' own, and make their own runtime where they need one.
-        Command::Hidden(command) => command.run(),
+        Command::Hidden(command) => command.run(env),
         command => runtime()?.block_on(command.run(control, env)),
     });
     finish(env, done)
@@ -180,11 +183,12 @@ impl Command {
             Self::Stop(command) => command.run(control, env).await,
             Self::Start(command) => command.run(control, env).await,
             Self::Reload(command) => command.run(control, env).await,
+            Self::Upgrade(command) => command.run(control, env).await,
             Self::Detach(command) => command.run(control, env).await,
             Self::Shutdown(command) => command.run(control, env).await,
             Self::Completions(command) => command.run(env),
             Self::Man(command) => command.run(env),
-            Self::Hidden(command) => command.run(),
+            Self::Hidden(command) => command.run(env),
         }
     }
 }

@@ -1,30 +1,15 @@
 //! `run`
 
-use std::{
-    collections::BTreeMap,
-    path::{self, PathBuf},
-    pin::Pin,
-};
+use std::path::{self, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::{sync::watch, task::JoinSet};
 
-use super::{
-    env::Env,
-    failure::WrongUsage,
-    logging, signals,
-    start_lines::{self, StartLines},
-};
-use crate::{
-    config::{
-        flags::{DaemonFlags, DaemonSettings, GroupFlags, SpecError},
-        source::{Configured, Loaded, Source, control_path},
-        values,
-    },
-    control::{access::Access, metrics, server},
-    daemon,
-    state::StateFile,
+use super::{env::Env, failure::WrongUsage, serve::serve};
+use crate::config::{
+    flags::{DaemonFlags, GroupFlags, SpecError},
+    source::{Loaded, Source, control_path},
+    values,
 };
 
 /// Start the workers of groups, and steer their connections until Ctrl-C
@@ -50,7 +35,7 @@ impl Run {
     }
 
     /// What is to be run, and the file that says so.
-    fn load(self, control: Option<PathBuf>) -> anyhow::Result<(Loaded, Option<Source>)> {
+    pub(super) fn load(self, control: Option<PathBuf>) -> anyhow::Result<(Loaded, Option<Source>)> {
         let Self { config, name, group, daemon: flags } = self;
         Ok(if let Some(path) = config {
             let source = Source {
@@ -74,97 +59,5 @@ pub(super) fn wrong(error: SpecError) -> anyhow::Error {
             WrongUsage(error.to_string()).into()
         }
         SpecError::Command(_) => error.into(),
-    }
-}
-
-/// Runs a daemon until it is told to end. `source` is what can be read again.
-pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<'_>) -> anyhow::Result<()> {
-    let configured = source.map(|source| Configured::new(source, &loaded));
-    let Loaded { control, daemon, groups } = loaded;
-    let DaemonSettings { pin_dir, control_group, control_readonly_group, metrics, log_format, bpf_log } =
-        daemon;
-    logging::init(log_format, bpf_log)?;
-    let control = path::absolute(control).context("cannot find the working folder")?;
-    let executable = std::env::current_exe().context("cannot find the own program file")?;
-
-    daemon::check(&groups)?;
-    // A signal that comes during the start waits until the daemon can clean up after itself.
-    let signals = signals::take().context("cannot handle signals")?;
-    // First of all, so that a second daemon is refused before it has touched anything.
-    let access = Access { control: control_group, readonly: control_readonly_group };
-    let socket = server::bind(&control, access)?;
-    let state_file = StateFile::of(&control).context("cannot find out which boot this is")?;
-    let state = state_file.read()?;
-    let metrics_socket = match metrics {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
-    let (daemon, handle) = daemon::start(daemon::Options {
-        groups: groups.clone(),
-        configured,
-        earlier: daemon::Earlier { state, sockets: BTreeMap::new() },
-        state_file,
-        settings: daemon::Settings { pin_dir, bpf_log, executable, control: control.clone() },
-    })?;
-
-    let mut servers = Servers::new();
-    if let Some(socket) = metrics_socket {
-        servers.spawn(|end| metrics::serve(socket, handle.clone(), end));
-    }
-    servers.spawn(|end| server::serve(socket, handle, end));
-    let lines = StartLines {
-        groups: &groups,
-        workers: &|spec| daemon.workers(&spec.name),
-        control: &control,
-        invocation: &invocation(),
-    }
-    .to_string();
-    if let Err(e) = env.out.write_all(lines.as_bytes()).and_then(|()| env.out.flush()) {
-        tracing::warn!(error = %e, "cannot print the start lines");
-    }
-
-    // The control socket stays until everything else is gone: `status` shows who still has connections, and a
-    // second daemon keeps out.
-    daemon.run(signals).await;
-    servers.end().await
-}
-
-fn invocation() -> String {
-    start_lines::invocation(
-        std::env::args_os().next().as_deref(),
-        std::env::current_dir().ok().as_deref(),
-        std::env::var_os("SUDO_USER").is_some(),
-    )
-}
-
-/// What answers while the daemon runs. All of them are told to end together.
-struct Servers {
-    end: watch::Sender<()>,
-    tasks: JoinSet<()>,
-}
-
-impl Servers {
-    fn new() -> Self {
-        Self { end: watch::Sender::new(()), tasks: JoinSet::new() }
-    }
-
-    /// Runs a server. It gets the future that tells it to end.
-    fn spawn<F: Future<Output = ()> + Send + 'static>(
-        &mut self,
-        server: impl FnOnce(Pin<Box<dyn Future<Output = ()> + Send>>) -> F,
-    ) {
-        let mut end = self.end.subscribe();
-        self.tasks.spawn(server(Box::pin(async move {
-            // An error means that the sender is gone, which is how the end is told.
-            drop(end.changed().await);
-        })));
-    }
-
-    async fn end(mut self) -> anyhow::Result<()> {
-        drop(self.end);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.context("a server failed")?;
-        }
-        Ok(())
     }
 }

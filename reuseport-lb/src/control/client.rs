@@ -20,7 +20,7 @@ use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use crate::{
     control::{
         DrainRequest, ErrorBody, ONLY_GROUP, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest,
-        ScaleRequest, Status, WeightRequest, WorkerStatus,
+        ScaleRequest, Status, UpgradeRequest, UpgradeStatus, WeightRequest, WorkerStatus,
     },
     group::WorkerId,
     policy::PolicySpec,
@@ -29,6 +29,9 @@ use crate::{
 /// How long the daemon may take to answer. It answers within milliseconds; starting a process on a host that swaps
 /// takes longest.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long it may take until another version is found to be fit, or not; the daemon waits for no more than 45 s.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The longest answer: the status of a hundred full groups, and some.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
@@ -179,6 +182,12 @@ impl Client {
         weight: u16,
     ) -> Result<WorkerStatus, Error> {
         self.ask(Method::PUT, &worker_route(group, worker, "weight"), Some(&WeightRequest { weight })).await
+    }
+
+    /// Makes the daemon become another program; [`status`](Self::status) tells when it has.
+    pub async fn upgrade(&self, request: &UpgradeRequest) -> Result<UpgradeStatus, Error> {
+        let patient = Self { patience: UPGRADE_PATIENCE, ..self.clone() };
+        patient.ask(Method::POST, "/v1/upgrade", Some(request)).await
     }
 
     /// Tells the daemon to leave its groups to the kernel and to end.

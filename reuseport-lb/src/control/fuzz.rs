@@ -69,7 +69,7 @@ fn requests() -> impl Strategy<Value = Vec<u8>> {
     let part = prop_oneof![
         8 => select(vec![
             "v1", "status", "groups", "-", "default", "workers", "0", "1", "2", "65535", "65536", "-1", "drain",
-            "start", "weight", "policy", "restart", "scale", "reload", "metrics", "%2e%2e", "%ff", "",
+            "start", "weight", "policy", "restart", "scale", "reload", "upgrade", "metrics", "%2e%2e", "%ff", "",
         ])
         .prop_map(str::to_owned),
         1 => "[ -~]{0,8}",

@@ -3,7 +3,12 @@
 //! The TCP address takes `GET /metrics` and nothing else. Whoever can connect there may read; so by default that is this
 //! host.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -35,16 +40,29 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Listens on `address`. Must be called on a tokio runtime.
+/// Listens on `address`, by the socket that was `handed` over where that does so. Must be called on a tokio runtime.
 ///
 /// # Errors
 ///
 /// The address is in use or not this host's, or the process may not use the port.
-pub async fn bind(address: SocketAddr) -> Result<MetricsSocket, BindError> {
-    TcpListener::bind(address).await.map(MetricsSocket).map_err(|source| BindError { address, source })
+pub async fn bind(address: SocketAddr, handed: Option<OwnedFd>) -> Result<MetricsSocket, BindError> {
+    let handed = handed.and_then(|socket| TcpListener::from_std(socket.into()).ok());
+    match handed.filter(|socket| socket.local_addr().is_ok_and(|listens| listens == address)) {
+        Some(socket) => Ok(MetricsSocket(socket)),
+        None => TcpListener::bind(address)
+            .await
+            .map(MetricsSocket)
+            .map_err(|source| BindError { address, source }),
+    }
 }
 
-impl Listener for MetricsSocket {
+impl AsFd for MetricsSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Listener for Arc<MetricsSocket> {
     type Stream = TcpStream;
 
     async fn accept(&self) -> io::Result<TcpStream> {
@@ -53,7 +71,7 @@ impl Listener for MetricsSocket {
 }
 
 /// Serves `GET /metrics` until `shutdown` is done.
-pub async fn serve(socket: MetricsSocket, handle: Handle, shutdown: impl Future<Output = ()>) {
+pub async fn serve(socket: Arc<MetricsSocket>, handle: Handle, shutdown: impl Future<Output = ()>) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .fallback(no_route)
@@ -93,14 +111,14 @@ mod tests {
 
     #[tokio::test]
     async fn over_tcp_one_may_read_metrics_and_nothing_else() {
-        let socket = bind(([127, 0, 0, 1], 0).into()).await.expect("a port");
+        let socket = bind(([127, 0, 0, 1], 0).into(), None).await.expect("a port");
         let address = socket.0.local_addr().expect("an address");
-        let taken = bind(address).await.expect_err("the port is in use");
+        let taken = bind(address, None).await.expect_err("the port is in use");
         assert!(taken.to_string().contains("--metrics"), "{taken}");
 
         let handle = FakeDaemon::handle(status());
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(socket, handle, async { drop(ended.await) }));
+        let server = tokio::spawn(serve(Arc::new(socket), handle, async { drop(ended.await) }));
 
         let plain = answer(address, "GET /metrics HTTP/1.1").await;
         assert!(plain.starts_with("HTTP/1.1 200 ") && plain.contains("text/plain; version=0.0.4"), "{plain}");

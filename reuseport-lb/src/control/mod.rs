@@ -11,6 +11,7 @@
 //! | `POST /v1/groups/{group}/restart` | [`RestartRequest`] | [`OperationStatus`]; it has begun |
 //! | `PUT /v1/groups/{group}/scale` | [`ScaleRequest`] | [`OperationStatus`]; it has begun |
 //! | `POST /v1/reload` | [`ReloadRequest`] | [`ReloadStatus`] |
+//! | `POST /v1/upgrade` | [`UpgradeRequest`] | [`UpgradeStatus`]; the daemon is about to become another program |
 //! | `POST /v1/detach` | | empty; the groups are left to the kernel, and the daemon ends |
 //! | `POST /v1/shutdown` | | empty; the daemon has been told to end |
 //! | `GET /metrics` | | the metrics of [`stats`](crate::stats), as text |
@@ -18,9 +19,9 @@
 //! `{group}` is a group's name, or `-` for the only group there is. An error is an [`ErrorBody`] with status 400
 //! (malformed), 403 (not for this user), 404 (no such group, worker or route), 405 (not this method), 408 (the body did
 //! not come in time), 409 (refused in the present state), 413 (a body over 16 KiB) or 500 (it failed). No body for `drain`,
-//! `restart` or `reload` means the default.
+//! `restart`, `reload` or `upgrade` means the default.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use reuseport_lb_ebpf::outcome::{self, Outcome};
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,28 @@ pub struct Status {
     /// How many daemons have had these groups, one after the other: 1 for the first, one more for each that took over.
     #[serde(default)]
     pub generation: u64,
+    /// What this daemon has taken over, if it is not the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_over: Option<TakenOver>,
+    /// Why the daemon did not become another program when it was about to; the next `upgrade` clears it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade_error: Option<String>,
     /// The groups.
     pub groups: Vec<GroupStatus>,
     /// Groups that a reload has removed or replaced, and that finish what they have. A name may be that of a group.
     #[serde(default)]
     pub leaving: Vec<GroupStatus>,
+}
+
+/// What a daemon has taken over from the one before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    /// The version of that daemon.
+    pub version: String,
+    /// How many processes of workers go on.
+    pub workers: usize,
+    /// The maps that did not fit, and are new; in any group.
+    pub maps_replaced: Vec<String>,
 }
 
 /// One group.
@@ -168,6 +186,26 @@ pub struct ReloadStatus {
     pub dry_run: bool,
     /// What was changed, or would be.
     pub changes: Vec<Change>,
+}
+
+/// Asks the daemon to become another program.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The program, by its absolute path; without it, the daemon's own, as it is now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub binary: Option<PathBuf>,
+}
+
+/// What the daemon is about to become.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeStatus {
+    /// The program.
+    pub binary: PathBuf,
+    /// Its version.
+    pub version: String,
+    /// The number of the daemon that it will be; when `status` has it, the upgrade is done.
+    pub generation: u64,
 }
 
 /// The protocol of a group.

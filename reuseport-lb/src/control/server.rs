@@ -29,12 +29,12 @@ use tokio::{
 };
 use tokio_io_timeout::TimeoutStream;
 
-pub use super::socket::{BindError, ControlSocket, bind};
+pub use super::socket::{BindError, ControlSocket, bind, resume};
 use crate::{
     config::values,
     control::{
         DrainRequest, ErrorBody, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest,
-        Status, WeightRequest, WorkerStatus, metrics,
+        Status, UpgradeRequest, UpgradeStatus, WeightRequest, WorkerStatus, metrics,
     },
     daemon::{self, Handle, RequestError},
     group::{WEIGHT_RANGE, WorkerId},
@@ -64,9 +64,9 @@ const FINISH_PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait when no connection can be accepted, which means that file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the control socket until `shutdown` is done. Then the socket's file is removed, and answers that are
+/// Serves the control socket until `shutdown` is done. Then the server's share of the socket goes, and answers that are
 /// under way are given a second.
-pub async fn serve(socket: ControlSocket, handle: Handle, shutdown: impl Future<Output = ()>) {
+pub async fn serve(socket: Arc<ControlSocket>, handle: Handle, shutdown: impl Future<Output = ()>) {
     serve_on(socket, router(handle), MAX_CONNECTIONS, shutdown).await;
 }
 
@@ -82,7 +82,7 @@ pub(super) trait Listener {
     }
 }
 
-impl Listener for ControlSocket {
+impl Listener for Arc<ControlSocket> {
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
@@ -162,6 +162,7 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/groups/{group}/restart", post(restart))
         .route("/v1/groups/{group}/scale", put(scale))
         .route("/v1/reload", post(reload))
+        .route("/v1/upgrade", post(upgrade))
         .route("/v1/shutdown", post(shutdown))
         .route("/v1/detach", post(detach))
         .route("/metrics", get(metrics::metrics))
@@ -255,6 +256,18 @@ async fn set_weight(
 async fn reload(State(daemon): State<Handle>, request: Request) -> Result<Json<ReloadStatus>, ApiError> {
     let request: ReloadRequest = read_optional_json(request).await?;
     Ok(Json(daemon.ask(|reply| daemon::Request::Reload(request, reply)).await?))
+}
+
+async fn upgrade(
+    State(daemon): State<Handle>,
+    request: Request,
+) -> Result<(StatusCode, Json<UpgradeStatus>), ApiError> {
+    let request: UpgradeRequest = read_optional_json(request).await?;
+    if request.binary.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return Err(ApiError::malformed("binary is not an absolute path"));
+    }
+    let begun = daemon.ask(|reply| daemon::Request::Upgrade(request, reply)).await?;
+    Ok((StatusCode::ACCEPTED, Json(begun)))
 }
 
 async fn detach(State(daemon): State<Handle>) -> Result<StatusCode, ApiError> {

@@ -3,9 +3,10 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixListener as StdUnixListener,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::net::UnixListener as StdUnixListener,
     },
     path::{Path, PathBuf},
     thread,
@@ -16,6 +17,7 @@ use rustix::{
     fs::{FlockOperation, Mode, fchmod, flock},
     io::Errno,
     net::sockopt::socket_peercred,
+    process::getegid,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
@@ -135,6 +137,31 @@ pub fn bind(path: &Path, access: Access) -> Result<ControlSocket, BindError> {
     }
 }
 
+/// The control socket at `path` that this process had before it became this program, now for those whom `access` names.
+///
+/// # Errors
+///
+/// A system call failed; the socket has gone then.
+///
+/// # Panics
+///
+/// Outside a Tokio runtime.
+pub fn resume(handed: OwnedFd, path: &Path, access: Access) -> Result<ControlSocket, BindError> {
+    let failed = BindError::io("go on with", path);
+    let socket = || -> io::Result<ControlSocket> {
+        let listener = UnixListener::from_std(handed.into())?;
+        let found = fs::symlink_metadata(path)?;
+        let (mode, group) = access.file();
+        let group = group.unwrap_or_else(|| getegid().as_raw());
+        if found.gid() != group {
+            std::os::unix::fs::chown(path, None, Some(group))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode.as_raw_mode()))?;
+        Ok(ControlSocket { listener, access, path: path.to_owned(), file: file_id(&found) })
+    };
+    socket().map_err(failed)
+}
+
 #[expect(clippy::disallowed_methods, reason = "flock has no time-out; nothing else runs yet")]
 fn lock(folder: &Path) -> Result<File, BindError> {
     let handle = File::open(folder).map_err(BindError::io("open", folder))?;
@@ -209,6 +236,12 @@ impl ControlSocket {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A daemon that is no daemon: it keeps a [`Status`], changes it as it is asked, and touches nothing else.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -9,7 +9,8 @@ use crate::{
     control::{
         AtWorker, Connections, DrainRequest, FailedWorker, GroupStatus, Mode, OperationState,
         OperationStatus, Outcomes, Protocol, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest,
-        Stalls, Status, WorkerStatus, access::Access, client::Client, server,
+        Stalls, Status, TakenOver, UpgradeRequest, UpgradeStatus, WorkerStatus, access::Access,
+        client::Client, server,
     },
     daemon::{GroupName, Handle, Request, RequestError},
     group::{Kind, Stage, WorkerId, WorkerState},
@@ -34,7 +35,7 @@ impl FakeDaemon {
             .expect("the folder is empty");
         let (end, ended) = oneshot::channel();
         let (handle, is_shut_down) = Self::answer(status);
-        let server = tokio::spawn(server::serve(socket, handle, async {
+        let server = tokio::spawn(server::serve(Arc::new(socket), handle, async {
             tokio::select! {
                 _ = ended => {}
                 _ = is_shut_down => {}
@@ -99,6 +100,8 @@ pub(crate) fn status() -> Status {
         pid: std::process::id(),
         uptime_seconds: 1.5,
         generation: 1,
+        taken_over: None,
+        upgrade_error: None,
         leaving: vec![],
         groups: vec![GroupStatus {
             name: "default".into(),
@@ -153,11 +156,31 @@ impl State {
                 })));
             }
             Request::Reload(request, reply) => drop(reply.send(Ok(self.reload(request)))),
+            Request::Upgrade(request, reply) => drop(reply.send(self.upgrade(request))),
             Request::Detach(reply) | Request::Shutdown(reply) => {
                 drop(reply.send(Ok(())));
                 drop(self.shut_down.take());
             }
         }
+    }
+
+    /// It becomes version 0.2.0, by whatever program; but `/gone` is gone when it is to be run, and `/bad` is no program.
+    fn upgrade(&mut self, UpgradeRequest { binary }: UpgradeRequest) -> Result<UpgradeStatus, RequestError> {
+        let binary = binary.unwrap_or_else(|| "/usr/bin/reuseport-lb".into());
+        let (version, generation) = ("0.2.0".to_owned(), self.status.generation + 1);
+        self.status.upgrade_error = None;
+        match binary.to_str() {
+            Some("/bad") => return Err(RequestError::Failed("/bad: is no version of reuseport-lb".into())),
+            Some("/gone") => self.status.upgrade_error = Some("cannot run /gone: it is gone".into()),
+            _ => {
+                let workers = self.status.groups[0].workers.len();
+                let version = std::mem::replace(&mut self.status.version, version.clone());
+                self.status.taken_over =
+                    Some(TakenOver { version, workers, maps_replaced: vec!["TABLES".into()] });
+                self.status.generation = generation;
+            }
+        }
+        Ok(UpgradeStatus { binary, version, generation })
     }
 
     /// In its file, the first group has policy random.

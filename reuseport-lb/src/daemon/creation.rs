@@ -23,8 +23,9 @@ use crate::{
     config::{GroupSpec, Sockets},
     datapath::{self, Applied, Attachment, KernelDatapath, PinRecord},
     group::{Group, Supervision, WorkerId},
+    handover::{Incoming, Kind},
     netns::Netns,
-    worker::{affinity, descriptors::OpenFiles},
+    worker::affinity,
 };
 
 impl Settings {
@@ -47,7 +48,6 @@ impl Runner {
     pub(super) fn start(
         spec: GroupSpec,
         settings: &Arc<Settings>,
-        open_files: OpenFiles,
         events: Events,
     ) -> Result<Self, GroupError> {
         let netns = open_netns(&spec)?;
@@ -68,7 +68,7 @@ impl Runner {
             }
         };
         let applied = Applied::new(datapath, spec.workers);
-        let mut runner = Self::new(spec, settings, open_files, events, netns, group, applied)?;
+        let mut runner = Self::new(spec, settings, events, netns, group, applied, &mut Incoming::default())?;
         runner.gather(left_over)?;
         Ok(runner)
     }
@@ -77,20 +77,20 @@ impl Runner {
     pub(super) fn new(
         spec: GroupSpec,
         settings: &Arc<Settings>,
-        open_files: OpenFiles,
         events: Events,
         netns: Netns,
         group: Group,
         applied: Applied<KernelDatapath>,
+        handed: &mut Incoming,
     ) -> Result<Self, GroupError> {
-        let path = settings.notify_path(&pin_name(&spec, &netns));
+        let pin_name = pin_name(&spec, &netns);
+        let path = settings.notify_path(&pin_name);
         let notices = (spec.sockets != Sockets::Adopted)
-            .then(|| Notices::listen(&path, events.clone()))
+            .then(|| Notices::listen(&path, events.clone(), handed.take(&Kind::Notices(pin_name))))
             .transpose()
             .map_err(|source| GroupError::Notify { path, source })?;
         Ok(Self {
             settings: Arc::clone(settings),
-            open_files,
             logged: Logged { policy: group.policy(), workers: BTreeMap::new() },
             group,
             applied,
@@ -236,7 +236,7 @@ pub(super) fn load(
 }
 
 /// A group's name among the pins: what the kernel knows it by, so that no two daemons use the same.
-fn pin_name(spec: &GroupSpec, netns: &Netns) -> String {
+pub(super) fn pin_name(spec: &GroupSpec, netns: &Netns) -> String {
     // The BPF file system refuses names with dots.
     let address = spec.listen.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     format!("tcp-{address}-{}", netns.inode())

@@ -7,13 +7,14 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use error::{GroupError, StartError};
 pub use following::LeftOut;
-pub use owner::Daemon;
+pub use owner::{Daemon, Next};
+pub use rehearsal::{Rehearsal, Unfit, rehearse};
 pub use start::{Earlier, Options, Settings, check, start};
 
 use crate::{
     control::{
         DrainRequest, OperationStatus, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest, Status,
-        WorkerStatus,
+        UpgradeRequest, UpgradeStatus, WorkerStatus,
     },
     group::{Refusal, WorkerId},
     policy::PolicySpec,
@@ -32,12 +33,14 @@ mod owner;
 mod owners;
 mod process;
 mod recover;
+mod rehearsal;
 mod reload;
 mod resume;
 mod runner;
 mod socket;
 mod start;
 mod status;
+mod upgrade;
 
 /// What may be asked of the daemon, each with the channel for its answer.
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub enum Request {
     SetWeight(GroupName, WorkerId, u16, Reply<WorkerStatus>),
     /// The configuration file is read again.
     Reload(ReloadRequest, Reply<ReloadStatus>),
+    /// The daemon becomes another program. Answered when that one has said that it can go on from here.
+    Upgrade(UpgradeRequest, Reply<UpgradeStatus>),
     /// The daemon ends, as on SIGTERM. Answered at once.
     Shutdown(Reply<()>),
     /// The daemon ends and leaves the groups to the kernel; the workers go on. Answered when that is done.

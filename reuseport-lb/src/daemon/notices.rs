@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::Arc,
 };
 
@@ -17,14 +18,16 @@ const WAITING: usize = 64;
 /// Receives the notices of one group. Dropping it ends that, and removes the socket.
 #[derive(Debug)]
 pub(super) struct Notices {
-    path: PathBuf,
+    socket: Arc<NotifySocket>,
     _task: JoinSet<()>,
 }
 
 impl Notices {
-    /// Makes the socket, and passes on what comes.
-    pub(super) fn listen(path: &Path, events: Events) -> io::Result<Self> {
-        let socket = NotifySocket::bind(path)?;
+    /// Makes the socket, unless it was `handed` over, and passes on what comes.
+    pub(super) fn listen(path: &Path, events: Events, handed: Option<OwnedFd>) -> io::Result<Self> {
+        let socket = handed.map_or_else(|| NotifySocket::bind(path), |fd| NotifySocket::resume(fd, path))?;
+        let socket = Arc::new(socket);
+        let receiver = Arc::clone(&socket);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let waiting = Arc::new(Semaphore::new(WAITING));
@@ -32,7 +35,7 @@ impl Notices {
                 let Ok(permit) = Arc::clone(&waiting).acquire_owned().await else {
                     unreachable!("the semaphore is never closed");
                 };
-                match socket.receive().await {
+                match receiver.receive().await {
                     Ok(message) => events.send(Event::Notice { message, _permit: permit }),
                     Err(error) => {
                         tracing::error!(%error, "notices of workers are not received any more");
@@ -41,11 +44,17 @@ impl Notices {
                 }
             }
         });
-        Ok(Self { path: path.to_owned(), _task: task })
+        Ok(Self { socket, _task: task })
     }
 
     /// Where workers send them.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

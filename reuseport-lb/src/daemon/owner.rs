@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,14 +15,15 @@ use super::{
     events::{Event, EventQueue, Key},
     manager::Manager,
     runner::Runner,
+    upgrade::Upgrade,
 };
 use crate::{
     config::source::Configured,
-    control::{ReloadRequest, Status},
+    control::{ReloadRequest, Status, TakenOver},
     group::WorkerId,
     privileges::Privileges,
     state::{GroupState, StateFile},
-    worker::{descriptors::OpenFiles, output},
+    worker::output,
 };
 
 /// The daemon, with everything it owns.
@@ -33,7 +36,6 @@ pub struct Daemon {
     pub(super) settings: Arc<Settings>,
     pub(super) events: EventQueue,
     pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) open_files: OpenFiles,
     pub(super) started: Instant,
     pub(super) ending: bool,
     pub(super) manager: Manager,
@@ -41,6 +43,19 @@ pub struct Daemon {
     pub(super) privileges: Privileges,
     /// How many daemons have had these groups, this one included.
     pub(super) generation: u64,
+    pub(super) taken_over: Option<TakenOver>,
+    pub(super) upgrade: Upgrade,
+    /// Why it did not become another program.
+    pub(super) upgrade_error: Option<String>,
+}
+
+/// What is to happen when a daemon does not run any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The end: everything has ended.
+    End,
+    /// It is to become this program; see [`Daemon::exec`].
+    Become(PathBuf),
 }
 
 impl Daemon {
@@ -52,10 +67,11 @@ impl Daemon {
             .unwrap_or_default()
     }
 
-    /// Runs until it has been told to end and everything has ended.
+    /// Runs until it has been told to end and everything has ended, or until it is to become another program.
     ///
     /// The first [`Signal::Stop`] ends the workers in peace, within their groups' grace periods; the second at once.
-    pub async fn run(mut self, mut signals: mpsc::Receiver<Signal>) {
+    /// Cancel-safe: it can be run again.
+    pub async fn run(&mut self, signals: &mut mpsc::Receiver<Signal>) -> Next {
         self.report();
         while !(self.ending && self.all_groups().all(Runner::is_gone)) {
             let groups = self.all_groups().filter_map(Runner::next_wake);
@@ -64,6 +80,11 @@ impl Daemon {
                 Some(request) = self.requests.recv() => self.answer(request),
                 Some((key, event)) = self.events.next() => self.happened(key, event),
                 Some(signal) = signals.recv() => self.signalled(signal),
+                tried = self.upgrade.tried() => {
+                    if let Some(binary) = self.tried(tried) {
+                        return Next::Become(binary);
+                    }
+                }
                 () = sleep_until(wake) => {}
             }
             self.advance();
@@ -72,6 +93,7 @@ impl Daemon {
         self.state_file.remove();
         output::flush().await;
         tracing::info!("all workers have ended");
+        Next::End
     }
 
     fn signalled(&mut self, signal: Signal) {
@@ -101,7 +123,8 @@ impl Daemon {
         if !self.manager.is_present() {
             return;
         }
-        if !self.ending {
+        // Before it is another version, there is nothing new to tell.
+        if !self.ending && !matches!(self.upgrade, Upgrade::Becoming) {
             let serves = self.groups.values().all(Runner::serves);
             self.manager.update(serves, self.summary());
         }
@@ -145,24 +168,28 @@ impl Daemon {
         for gone in self.leaving.extract_if(.., |runner| runner.is_gone()) {
             tracing::info!(group = gone.spec.name, "the group has gone");
         }
-        self.save();
+        self.save_or_tell();
+    }
+
+    fn save_or_tell(&mut self) {
+        if let Err(error) = self.save() {
+            let path = self.state_file.path().display();
+            tracing::error!(%path, %error, "cannot write the state; without it, no other daemon can take over");
+        }
     }
 
     /// Writes down what another daemon needs to go on from here.
     ///
     /// Not at the end: what is wished then is the daemon's end, and nothing that its successor should go on with. One
     /// that starts while this one is killed at its end finds the groups as they were before.
-    pub(super) fn save(&mut self) {
+    pub(super) fn save(&mut self) -> io::Result<()> {
         if self.ending {
-            return;
+            return Ok(());
         }
         let leaving = self.leaving.iter().map(|runner| GroupState { leaving: true, ..runner.state() });
         let groups = self.groups.values().map(Runner::state).chain(leaving).collect();
         let state = self.state_file.state(self.generation, groups);
-        if let Err(error) = self.state_file.write(&state) {
-            let path = self.state_file.path().display();
-            tracing::error!(%path, %error, "cannot write the state; without it, no other daemon can take over");
-        }
+        self.state_file.write(&state)
     }
 
     fn answer(&mut self, request: Request) {
@@ -201,6 +228,7 @@ impl Daemon {
                 let done = self.reload(dry_run);
                 self.reply(reply, done);
             }
+            Request::Upgrade(request, reply) => self.begin_upgrade(request, reply),
             Request::Detach(reply) => {
                 let done = self.detach();
                 drop(reply.send(done));
@@ -214,7 +242,7 @@ impl Daemon {
 
     /// Answers. What was done is written down before somebody relies on it.
     fn reply<T>(&mut self, reply: Reply<T>, answer: Result<T, RequestError>) {
-        self.save();
+        self.save_or_tell();
         // Who asked may have gone away meanwhile; what was asked is done all the same.
         drop(reply.send(answer));
     }
@@ -222,7 +250,7 @@ impl Daemon {
     /// More workers need more descriptors.
     fn raise_limit(&self) {
         let workers = |runner: &Runner| u16::try_from(runner.group.workers().count()).unwrap_or(u16::MAX);
-        self.open_files.raise(self.all_groups().map(workers));
+        self.settings.open_files.raise(self.all_groups().map(workers));
     }
 
     fn status(&mut self) -> Result<Status, RequestError> {
@@ -232,6 +260,8 @@ impl Daemon {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             generation: self.generation,
+            taken_over: self.taken_over.clone(),
+            upgrade_error: self.upgrade_error.clone(),
             groups: self.groups.values().map(Runner::status).collect::<Result<_, _>>()?,
             leaving: self.leaving.iter().map(Runner::status).collect::<Result<_, _>>()?,
         })

@@ -6,7 +6,7 @@ use super::events::{Event, Events};
 use crate::{
     group::WorkerId,
     state::ProcessState,
-    worker::{Process, Signal},
+    worker::{Process, Signal, output::LastWords},
 };
 
 /// What can be sent to a process.
@@ -25,6 +25,8 @@ pub(super) enum Order {
 pub(super) struct Watched {
     /// What tells it from all others.
     pub(super) identity: ProcessState,
+    /// What it writes.
+    pub(super) output: LastWords,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -39,6 +41,7 @@ impl Watched {
 /// Watches the process of `worker` until it ends.
 pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> Watched {
     let (orders, mut received) = mpsc::unbounded_channel();
+    let output = process.last_words().clone();
     let identity = ProcessState { pid: process.pid(), started_at: process.started_at() };
     tokio::spawn(async move {
         let pid = process.pid();
@@ -63,5 +66,5 @@ pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> W
         said.complete().await;
         events.send(Event::Exited { worker, pid, reason, last_words: said.lines() });
     });
-    Watched { identity, orders }
+    Watched { identity, output, orders }
 }

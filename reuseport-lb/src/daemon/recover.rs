@@ -17,6 +17,7 @@ use crate::{
     adopt,
     config::{GroupSpec, Sockets},
     group::{Found, WorkerId},
+    handover::{Incoming, Kind},
     state::GroupState,
     worker::{Process, WORKER_VARIABLE},
 };
@@ -59,7 +60,7 @@ pub(super) fn sockets(state: &GroupState, slots: &BTreeMap<u64, u16>) -> BTreeMa
 
 /// Finds again what `state` tells of, and touches nothing.
 ///
-/// `expected` are the sockets by cookie, and `handed` those to which this process has a handle already.
+/// `expected` are the sockets by cookie. Those that were handed over are taken out of `handed`.
 ///
 /// # Errors
 ///
@@ -68,7 +69,7 @@ pub(super) fn recover(
     state: &GroupState,
     expected: &BTreeMap<u64, WorkerId>,
     spec: &GroupSpec,
-    handed: &mut BTreeMap<u64, OwnedFd>,
+    handed: &mut Incoming,
 ) -> io::Result<Recovered> {
     let made = spec.sockets == Sockets::HandedOver;
     let mut recovered = Recovered::default();
@@ -83,7 +84,7 @@ pub(super) fn recover(
     let mut missing = HashMap::new();
     for listener in there {
         let id = expected[&listener.cookie];
-        let handed = if made { handed.remove(&listener.cookie) } else { None };
+        let handed = if made { handed.take(&Kind::Listener(listener.cookie)) } else { None };
         let handle = match recovered.processes.get(&id) {
             Some(process) if made && handed.is_none() => usual_place(process)?,
             _ => handed,

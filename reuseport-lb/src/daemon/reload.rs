@@ -121,12 +121,12 @@ impl Daemon {
 
     fn carry_out(&mut self, Plan { fresh, changed, leaving }: Plan) -> Result<(), RequestError> {
         let kept = self.groups.values().map(|runner| runner.spec.workers);
-        self.open_files.raise(kept.chain(fresh.iter().chain(&changed).map(|spec| spec.workers)));
+        self.settings.open_files.raise(kept.chain(fresh.iter().chain(&changed).map(|spec| spec.workers)));
         // First what may fail: new groups, which go when they are dropped, ...
         let mut made = Vec::new();
         for spec in fresh {
             let group = spec.name.clone();
-            let runner = Runner::start(spec, &self.settings, self.open_files, self.events.further_group());
+            let runner = Runner::start(spec, &self.settings, self.events.further_group());
             made.push(runner.map_err(|why| StartError { group, why })?);
         }
         // ... then changes of those that are there, which are taken back.

@@ -1,8 +1,7 @@
 //! Going on with a group that an earlier daemon has left.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    os::fd::OwnedFd,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Instant,
 };
@@ -21,15 +20,17 @@ use crate::{
     adopt,
     chain::chain,
     config::{GroupSpec, Sockets},
+    control,
     datapath::{Applied, TakenOver},
     group::WorkerId,
+    handover::Incoming,
     state::{Asked, GroupState, ProcessState},
-    worker::{Process, Signal, descriptors::OpenFiles},
+    worker::{Process, Signal},
 };
 
 impl Runner {
-    /// Goes on with a group that an earlier daemon has left. The sockets to which this process has a handle already are
-    /// taken out of `handed`.
+    /// Goes on with a group that an earlier daemon has left. What that has handed over of the group is taken out of
+    /// `handed`.
     ///
     /// # Errors
     ///
@@ -37,10 +38,9 @@ impl Runner {
     pub(super) fn resume(
         spec: GroupSpec,
         settings: &Arc<Settings>,
-        open_files: OpenFiles,
         events: Events,
         earlier: GroupState,
-        handed: &mut BTreeMap<u64, OwnedFd>,
+        handed: &mut Incoming,
     ) -> Result<Self, GroupError> {
         let netns = open_netns(&spec)?;
         let datapath = load(&spec, settings, &events, &netns, Some(&earlier.pins))?;
@@ -67,8 +67,8 @@ impl Runner {
         let ring = datapath.ring();
         let taken_over = datapath.taken_over().cloned().unwrap_or_default();
         let applied = Applied::resume(datapath, spec.workers, &ring);
-        let mut runner = Self::new(spec, settings, open_files, events, netns, group, applied)?;
-        runner.take(recovered);
+        let mut runner = Self::new(spec, settings, events, netns, group, applied, handed)?;
+        runner.take(recovered, handed);
         let Self { applied, group, listeners, .. } = &mut runner;
         applied.take_over(&group.desired(), in_halves, |slot| listeners.get(&WorkerId(slot))?.handle())?;
         if runner.follows() {
@@ -79,7 +79,7 @@ impl Runner {
         let TakenOver { kept, replaced, counting_kept } = taken_over;
         tracing::info!(
             group = runner.spec.name,
-            workers = runner.group.workers().filter(|(_, worker)| worker.pid().is_some()).count(),
+            workers = runner.running(),
             sockets = runner.listeners.len(),
             kept = kept.join(" "),
             replaced = replaced.join(" "),
@@ -89,7 +89,7 @@ impl Runner {
         Ok(runner)
     }
 
-    fn take(&mut self, recovered: Recovered) {
+    fn take(&mut self, recovered: Recovered, handed: &mut Incoming) {
         let Recovered { made, seen, processes } = recovered;
         self.listeners.extend(made.into_iter().map(|(id, socket)| (id, Socket::Made(socket))));
         for (id, (listener, owner)) in seen {
@@ -99,10 +99,15 @@ impl Runner {
             self.listeners.insert(id, Socket::Found(found));
         }
         for (id, mut process) in processes {
-            process.read_on(&self.spec.process.output, &self.spec.name, id);
+            process.read_on(&self.spec.process.output, &self.spec.name, id, handed);
             let watched = process::watch(self.events.clone(), id, process);
             self.processes.insert(id, watched);
         }
+    }
+
+    /// How many workers have a process.
+    fn running(&self) -> usize {
+        self.group.workers().filter(|(_, worker)| worker.pid().is_some()).count()
     }
 
     /// Makes the group what the configuration asks for, where that has changed since it asked for `before`.
@@ -129,6 +134,22 @@ impl Runner {
             sockets: self.listeners.iter().map(|(id, socket)| (*id, socket.cookie())).collect(),
             processes: self.processes.iter().map(|(id, process)| (*id, process.identity)).collect(),
         }
+    }
+}
+
+/// Whether what was written down of a group is to be gone on with as the group that `spec` describes.
+pub(super) fn belongs_to(earlier: &GroupState, spec: &GroupSpec) -> bool {
+    !earlier.leaving && earlier.name == spec.name && earlier.listen == spec.listen
+}
+
+/// What is told of all groups together. `version` is that of the daemon before.
+pub(super) fn taken_over(version: String, groups: &BTreeMap<String, Runner>) -> control::TakenOver {
+    let replaced = groups.values().filter_map(|runner| runner.applied.datapath().taken_over());
+    let replaced: BTreeSet<_> = replaced.flat_map(|taken| taken.replaced.iter().cloned()).collect();
+    control::TakenOver {
+        version,
+        workers: groups.values().map(Runner::running).sum(),
+        maps_replaced: replaced.into_iter().collect(),
     }
 }
 

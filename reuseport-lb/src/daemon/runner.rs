@@ -28,7 +28,7 @@ use crate::{
     group::{Action, Group, Refusal, RestartPlan, Seen, Wish, Worker, WorkerId, WorkerState},
     netns::Netns,
     policy::PolicySpec,
-    worker::{Launch, Process, StartError, descriptors::OpenFiles, notify::Message},
+    worker::{Launch, Process, StartError, notify::Message},
 };
 
 /// How often the connections of a draining worker are looked at. It reads two words of shared memory.
@@ -49,7 +49,6 @@ const DEFAULT_STOP: Duration = Duration::from_secs(30);
 pub(super) struct Runner {
     pub(super) spec: GroupSpec,
     pub(super) settings: Arc<Settings>,
-    pub(super) open_files: OpenFiles,
     pub(super) group: Group,
     pub(super) applied: Applied<KernelDatapath>,
     pub(super) netns: Netns,
@@ -370,7 +369,7 @@ impl Runner {
             worker: id,
             group: &self.spec.name,
             socket,
-            open_files: self.open_files.for_workers(),
+            open_files: self.settings.open_files.for_workers(),
             settings: &self.spec.process,
             notify: self.notices.as_ref().map(Notices::path),
             watchdog: self.spec.supervision.watchdog,

@@ -1,20 +1,22 @@
 //! How the daemon comes to be: what it needs, and what it makes.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 use super::{
     Daemon, Handle,
     error::{GroupError, StartError},
     events::EventQueue,
     manager::Manager,
-    resume::let_go,
+    resume::{belongs_to, let_go, taken_over},
     runner::Runner,
+    upgrade::Upgrade,
 };
 use crate::{
     config::{BpfLogLevel, GroupSpec, Sockets, source::Configured},
     datapath::{self, Missing},
+    handover::Incoming,
     privileges::{self, Privileges},
-    state::{GroupState, State, StateFile},
+    state::{State, StateFile},
     worker::descriptors::OpenFiles,
 };
 
@@ -38,8 +40,8 @@ pub struct Options {
 pub struct Earlier {
     /// What it wrote down.
     pub state: Option<State>,
-    /// Its groups' sockets, by cookie, where it has handed them over itself.
-    pub sockets: BTreeMap<u64, OwnedFd>,
+    /// What it has handed over itself.
+    pub handed: Incoming,
 }
 
 /// What holds for all groups of a daemon.
@@ -53,6 +55,8 @@ pub struct Settings {
     pub executable: PathBuf,
     /// The control socket. The sockets that workers send notices to are made beside it.
     pub control: PathBuf,
+    /// The limit of open files that workers are given back.
+    pub open_files: OpenFiles,
 }
 
 /// Sees whether this process on this kernel can run the groups, and warns of what will be worse than it could be.
@@ -106,17 +110,15 @@ pub(super) fn possible(groups: &[GroupSpec]) -> Result<Vec<Missing>, StartError>
 pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     let Options { groups: specs, configured, earlier, state_file, settings } = options;
     let settings = Arc::new(settings);
-    let open_files = OpenFiles::now();
-    open_files.raise(specs.iter().map(|spec| spec.workers));
-    let Earlier { state, mut sockets } = earlier;
-    let generation = state.as_ref().map_or(0, |state| state.generation) + 1;
-    let mut left = state.map_or_else(Vec::new, |state| state.groups);
+    settings.open_files.raise(specs.iter().map(|spec| spec.workers));
+    let Earlier { state, mut handed } = earlier;
+    let (generation, version, mut left) =
+        state.map_or_else(Default::default, |state| (state.generation, Some(state.version), state.groups));
     let specs: Vec<_> = specs
         .into_iter()
         .map(|spec| {
-            let is_same =
-                |group: &GroupState| !group.leaving && group.name == spec.name && group.listen == spec.listen;
-            let earlier = left.iter().position(is_same).map(|index| left.swap_remove(index));
+            let earlier = left.iter().position(|group| belongs_to(group, &spec));
+            let earlier = earlier.map(|index| left.swap_remove(index));
             (spec, earlier)
         })
         .collect();
@@ -129,8 +131,8 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         let name = spec.name.clone();
         let events = events.further_group();
         let runner = match earlier {
-            Some(earlier) => Runner::resume(spec, &settings, open_files, events, earlier, &mut sockets),
-            None => Runner::start(spec, &settings, open_files, events),
+            Some(earlier) => Runner::resume(spec, &settings, events, earlier, &mut handed),
+            None => Runner::start(spec, &settings, events),
         };
         groups.insert(name.clone(), runner.map_err(|why| StartError { group: name, why })?);
     }
@@ -143,6 +145,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
             let group = groups.keys().next().cloned().unwrap_or_default();
             StartError { group, why: GroupError::Privileges(why) }
         })?;
+    let taken_over = version.map(|version| taken_over(version, &groups));
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {
         groups,
@@ -151,13 +154,15 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         settings,
         events,
         requests,
-        open_files,
         started: Instant::now(),
         ending: false,
         manager: Manager::from_environment(),
         state_file,
         privileges,
-        generation,
+        generation: generation + 1,
+        taken_over,
+        upgrade: Upgrade::None,
+        upgrade_error: None,
     };
     // No worker runs before all groups stand, so that there is none to end when one of them cannot be.
     daemon.advance();

@@ -101,23 +101,10 @@ impl KernelDatapath {
     ) -> Result<Self, Error> {
         let offsets = Offsets::of_running_kernel();
         let object = Object { offsets: &offsets, log };
-        let mut ebpf = object.load(&BTreeMap::new())?;
-        let mut kept = BTreeMap::new();
-        match earlier {
-            Some(record) => {
-                kept = takeover::fitting(&ebpf, record)?;
-                if !kept.is_empty() {
-                    ebpf = object.load(&kept)?;
-                }
-            }
-            None if pins::clear(group)? => {
-                tracing::info!(folder = %group.display(), "removed the pins of a daemon that died");
-            }
-            None => {}
+        if earlier.is_none() && pins::clear(group)? {
+            tracing::info!(folder = %group.display(), "removed the pins of a daemon that died");
         }
-        for (_, name) in PROGRAMS {
-            program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
-        }
+        let (mut ebpf, kept) = takeover::load(&object, earlier)?;
         let record = PinRecord {
             folder: group.to_owned(),
             generation: 0,

@@ -11,7 +11,7 @@ pub use cgroup::root as cgroup_root;
 pub use kernel::KernelDatapath;
 pub use requirements::{CAPABILITIES, Missing, check as check_requirements};
 use reuseport_lb_ebpf::outcome::Outcomes;
-pub use takeover::{PinRecord, TakenOver};
+pub use takeover::{PinRecord, TakenOver, rehearse};
 pub use verifier::{Verified, verify};
 
 use crate::policy::{BalanceFactor, HashOn, Local, Member, Program};

@@ -8,11 +8,16 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, MapData, MapInfo, ReusePortSockArray},
+    programs::SkReuseport,
 };
 use reuseport_lb_ebpf::{LAYOUT_VERSION, names};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, pins, pins::Earlier};
+use super::{
+    Error, kernel::program, object::Object, offsets::Offsets, pins, pins::Earlier, programs::PROGRAMS,
+    trackers, watch,
+};
+use crate::config::BpfLogLevel;
 
 /// What a daemon writes down of the pins of a group, for the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,11 +61,52 @@ impl PinRecord {
     }
 }
 
+/// Sees which maps of earlier daemons would have to be replaced, and whether the kernel takes the programs, those that
+/// tell of sockets included where `follows` says so. Changes nothing.
+///
+/// # Errors
+///
+/// As [`KernelDatapath::load`](super::KernelDatapath::load) would give.
+pub fn rehearse(
+    log: Option<BpfLogLevel>,
+    follows: bool,
+    earlier: &[&PinRecord],
+) -> Result<BTreeSet<String>, Error> {
+    let object = Object { offsets: &Offsets::of_running_kernel(), log };
+    let (mut ebpf, _) = load(&object, None)?;
+    trackers::load(&mut ebpf)?;
+    if follows {
+        watch::load(&mut ebpf)?;
+    }
+    let mut replaced = BTreeSet::new();
+    for record in earlier {
+        replaced.extend(tell(&ebpf, &fitting(&ebpf, record)?, false).replaced);
+    }
+    Ok(replaced)
+}
+
+/// Makes the maps, but for those of an earlier daemon that fit, which are given with their pins, and loads the programs
+/// that pick. Changes nothing for anybody.
+pub(super) fn load(
+    object: &Object<'_>,
+    earlier: Option<&PinRecord>,
+) -> Result<(Ebpf, BTreeMap<String, PathBuf>), Error> {
+    let mut ebpf = object.load(&BTreeMap::new())?;
+    let kept = earlier.map_or(Ok(BTreeMap::new()), |record| fitting(&ebpf, record))?;
+    if !kept.is_empty() {
+        ebpf = object.load(&kept)?;
+    }
+    for (_, name) in PROGRAMS {
+        program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
+    }
+    Ok((ebpf, kept))
+}
+
 /// The maps that an earlier daemon has pinned and that fit, by name, with their pins.
 ///
 /// `fresh` are maps as this version makes them. They tell what fits: the kernel describes both. Of another layout only
 /// the socket array fits, whose contents are the kernel's and not ours.
-pub(super) fn fitting(fresh: &Ebpf, record: &PinRecord) -> Result<BTreeMap<String, PathBuf>, Error> {
+fn fitting(fresh: &Ebpf, record: &PinRecord) -> Result<BTreeMap<String, PathBuf>, Error> {
     let earlier = Earlier::new(&record.folder, record.generation);
     let mut fitting = BTreeMap::new();
     for (name, map) in fresh.maps() {

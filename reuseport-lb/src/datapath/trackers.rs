@@ -17,6 +17,13 @@ const TRACKERS: [&str; 1] = [names::TRACK_CONNECTIONS];
 /// Links, each with the name of its program.
 pub(super) type Links = Vec<(&'static str, FdLink)>;
 
+/// Loads the programs.
+pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), Error> {
+    TRACKERS
+        .into_iter()
+        .try_for_each(|name| program::<SockOps>(ebpf, name)?.load().map_err(Error::program(name)))
+}
+
 /// Attaches the programs, or gets hold of those of `same`, which are the very same with the same maps. Says which it
 /// was. None where cgroup v2 is not mounted.
 pub(super) fn links(ebpf: &mut Ebpf, same: Option<&Earlier>) -> Result<(Links, bool), Error> {
@@ -31,11 +38,11 @@ pub(super) fn links(ebpf: &mut Ebpf, same: Option<&Earlier>) -> Result<(Links, b
             return Ok((vec![], false));
         }
     };
+    load(ebpf)?;
     let mut links = Vec::new();
     for name in TRACKERS {
         let tracker = program::<SockOps>(ebpf, name)?;
         let mut attach = || {
-            tracker.load()?;
             // A link always stands beside what others have attached, and the kernel refuses to be told so.
             let id = tracker.attach(&root, CgroupAttachMode::Single)?;
             tracker.take_link(id)

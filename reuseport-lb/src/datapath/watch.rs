@@ -1,7 +1,7 @@
 //! News of sockets that begin and cease to listen.
 
 use aya::{
-    Btf,
+    Btf, Ebpf,
     maps::{Array, RingBuf},
     programs::BtfTracePoint,
 };
@@ -44,12 +44,8 @@ impl KernelDatapath {
         watched.set(0, Value(Watched { port: port.into(), netns }), 0).map_err(Error::map(names::WATCHED))?;
         let listened: RingBuf<_> = take(&mut self.ebpf, names::LISTENED)?;
 
-        let name = names::WATCH_LISTENERS;
-        let watcher = program::<BtfTracePoint>(&mut self.ebpf, name)?;
-        let btf = Btf::from_sys_fs()?;
-        watcher.load(names::INET_SOCK_SET_STATE, &btf).map_err(Error::program(name))?;
         // The link stays with the program, and so ends with this value. Without a daemon nobody reads the news.
-        watcher.attach().map_err(Error::program(name))?;
+        load(&mut self.ebpf)?.attach().map_err(Error::program(names::WATCH_LISTENERS))?;
 
         // SAFETY: the ring buffer keeps its descriptor open and never exchanges it.
         let listened = unsafe { AsyncFd::register_with_interest(listened, Interest::READABLE) };
@@ -66,6 +62,14 @@ impl KernelDatapath {
         });
         Ok(())
     }
+}
+
+/// Loads the program.
+pub(super) fn load(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, Error> {
+    let name = names::WATCH_LISTENERS;
+    let watcher = program::<BtfTracePoint>(ebpf, name)?;
+    watcher.load(names::INET_SOCK_SET_STATE, &Btf::from_sys_fs()?).map_err(Error::program(name))?;
+    Ok(watcher)
 }
 
 /// What a program has written, whose size the kernel keeps.

@@ -1,6 +1,7 @@
 //! The limit of open files: the daemon needs more than most systems allow at first, and its workers must not notice.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 
 /// The descriptors that the daemon needs whatever it runs: the control socket and its clients.
 const BASE: u64 = 560;
@@ -19,7 +20,7 @@ pub fn needed(workers: impl IntoIterator<Item = u16>) -> u64 {
 }
 
 /// The limit of open files that this process was started with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct OpenFiles {
     // None: there was no limit.
     original: Option<u64>,

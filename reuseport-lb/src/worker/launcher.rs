@@ -15,7 +15,10 @@ use std::{
 
 use caps::CapSet;
 use clap::Args;
-use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setsid, setuid};
+use nix::{
+    sys::signal::SigSet,
+    unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setsid, setuid},
+};
 
 use super::{affinity, descriptors};
 
@@ -142,6 +145,8 @@ pub fn exec(program: &OsStr, args: &[OsString], to_be: &Become) -> ExecError {
     // SIGHUP to the groups of its session that have nobody left who looks after them, if a member is stopped. It fails
     // only in a process that leads a group already.
     let _ = setsid();
+    // Some wait in the daemon until it reads them. It fails for no set.
+    let _ = SigSet::empty().thread_set_mask();
     // Root's privileges are the user's, and end with it. Another user has them from the daemon's ambient set.
     let is_lent = !geteuid().is_root();
     if let Err(error) = to_be.apply().and_then(|()| if is_lent { give_back() } else { Ok(()) }) {

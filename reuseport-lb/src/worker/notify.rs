@@ -9,7 +9,10 @@ use std::{
     fs, io,
     io::IoSliceMut,
     mem::MaybeUninit,
-    os::unix::{ffi::OsStrExt as _, fs::FileTypeExt as _},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::FileTypeExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,6 +84,19 @@ impl NotifySocket {
         Ok(socket)
     }
 
+    /// The socket that an earlier daemon has made there and handed over, with what waits in it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn resume(handed: OwnedFd, path: &Path) -> io::Result<Self> {
+        Ok(Self { socket: UnixDatagram::from_std(handed.into())?, path: path.to_owned() })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -98,6 +114,12 @@ impl NotifySocket {
                 return Ok(message);
             }
         }
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

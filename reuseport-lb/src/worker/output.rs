@@ -11,15 +11,14 @@
 use std::{
     collections::VecDeque,
     fs::{DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write},
+    io::{self, Read as _, Seek as _, SeekFrom},
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::PathBuf,
     process::Stdio,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
-    thread,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -27,23 +26,22 @@ use rustix::{
     fs::OFlags,
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
 };
-use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe,
-    sync::{mpsc, oneshot, watch},
-    time::timeout,
-};
+use tokio::{net::unix::pipe, sync::watch, time::timeout};
+use writer::Stream;
+
+pub use reading::{go_on, halt};
+pub use writer::flush;
 
 use crate::{config::worker::Output, group::WorkerId};
+
+mod reading;
+mod writer;
 
 /// How much a worker may write while nobody reads; the most that the kernel gives to everybody.
 const PIPE_BYTES: usize = 1024 * 1024;
 
 /// The longest line that is passed on in one piece.
 const MAX_LINE_BYTES: usize = 8 * 1024;
-
-/// How many lines may wait for the writing thread.
-const WAITING_LINES: usize = 256;
 
 /// How many of the last lines are kept for `status`.
 const LAST_LINES: usize = 10;
@@ -53,9 +51,6 @@ const MAX_LAST_CHARS: usize = 300;
 
 /// How long to wait for the rest of what a process wrote that has ended.
 const REST_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How long to wait until the last lines are written on, in the end.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The end of a file from which the last lines are taken.
 const TAIL_BYTES: u64 = 8 * 1024;
@@ -78,11 +73,14 @@ pub struct LastWords(Source);
 #[derive(Clone, Debug)]
 enum Source {
     Unknown,
-    Lines { lines: SharedLines, open: watch::Receiver<()> },
+    Lines { lines: SharedLines, open: watch::Receiver<()>, pipes: Pipes },
     File { file: Arc<File>, from: u64 },
 }
 
 type SharedLines = Arc<Mutex<VecDeque<String>>>;
+
+/// Where the daemon reads standard output and error of one process.
+type Pipes = [Option<Arc<pipe::Receiver>>; 2];
 
 impl LastWords {
     /// Those of a process whose output nobody follows.
@@ -90,15 +88,26 @@ impl LastWords {
         Self(Source::Unknown)
     }
 
-    /// Reads on what a running process writes that an earlier daemon has started with these settings.
+    /// Reads on what a running process writes that an earlier daemon has started with these settings. `handed` are the
+    /// pipes for its standard output and error, where that daemon has handed them over.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
-    pub fn read_on(output: &Output, group: &str, worker: WorkerId, pid: u32) -> Self {
+    pub fn read_on(
+        output: &Output,
+        group: &str,
+        worker: WorkerId,
+        pid: u32,
+        handed: [Option<OwnedFd>; 2],
+    ) -> Self {
         match output {
+            _ if handed.iter().any(Option::is_some) => {
+                let receiver = |pipe: OwnedFd| pipe::Receiver::from_owned_fd(pipe).ok();
+                follow(group, worker, handed.map(|pipe| pipe.and_then(receiver)))
+            }
             Output::Inherit => Self::unknown(),
-            Output::Prefix => follow(group, worker, pipe_of(pid, 1), pipe_of(pid, 2)),
+            Output::Prefix => follow(group, worker, [pipe_of(pid, 1), pipe_of(pid, 2)]),
             Output::Folder(folder) => {
                 let file = reopen(folder, group, worker).and_then(|file| {
                     let from = file.metadata()?.len();
@@ -109,9 +118,18 @@ impl LastWords {
         }
     }
 
+    /// The pipes that its standard output (1) and error (2) are read from.
+    pub fn pipes(&self) -> impl Iterator<Item = (u8, &pipe::Receiver)> {
+        let pipes = match &self.0 {
+            Source::Lines { pipes, .. } => pipes.as_slice(),
+            _ => &[],
+        };
+        (1..).zip(pipes).filter_map(|(stream, pipe)| Some((stream, &**pipe.as_ref()?)))
+    }
+
     /// Waits until all that the process wrote has been passed on: not for long, since its own children may write on.
     pub async fn complete(&self) {
-        if let Source::Lines { lines: _, open } = &self.0 {
+        if let Source::Lines { open, .. } = &self.0 {
             let mut open = open.clone();
             // Those who pass on hold a sender each, and send nothing.
             drop(timeout(REST_PATIENCE, open.changed()).await);
@@ -122,7 +140,7 @@ impl LastWords {
     pub fn lines(&self) -> Vec<String> {
         match &self.0 {
             Source::Unknown => Vec::new(),
-            Source::Lines { lines, open: _ } => {
+            Source::Lines { lines, .. } => {
                 lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
             }
             Source::File { file, from } => tail(file, *from).unwrap_or_else(|error| {
@@ -180,7 +198,7 @@ impl Streams {
                 let (stdout, stderr) = (Pipe::new()?, Pipe::new()?);
                 let from = pipe::Receiver::from_owned_fd(stdout.ours)?;
                 let errors_from = pipe::Receiver::from_owned_fd(stderr.ours)?;
-                let last_words = follow(group, worker, Some(from), Some(errors_from));
+                let last_words = follow(group, worker, [Some(from), Some(errors_from)]);
                 Ok(Self { stdout: stdout.theirs.into(), stderr: stderr.theirs.into(), last_words })
             }
             Output::Folder(folder) => {
@@ -197,23 +215,19 @@ impl Streams {
 }
 
 /// Passes on what comes from the standard output and error of one process.
-fn follow(
-    group: &str,
-    worker: WorkerId,
-    from: Option<pipe::Receiver>,
-    errors_from: Option<pipe::Receiver>,
-) -> LastWords {
+fn follow(group: &str, worker: WorkerId, pipes: [Option<pipe::Receiver>; 2]) -> LastWords {
+    let pipes: Pipes = pipes.map(|pipe| pipe.map(Arc::new));
     let (sender, open) = watch::channel(());
     let lines = SharedLines::default();
     let prefix: Arc<str> = format!("[{group}/{worker}] ").into();
     let out = Follower { prefix, stream: Stream::Out, last: None, _open: sender };
     let err = Follower { stream: Stream::Err, last: Some(Arc::clone(&lines)), ..out.clone() };
-    for (follower, from) in [(out, from), (err, errors_from)] {
+    for (follower, from) in [out, err].into_iter().zip(&pipes) {
         if let Some(from) = from {
-            tokio::spawn(follower.follow(from));
+            tokio::spawn(follower.follow(Arc::clone(from)));
         }
     }
-    LastWords(Source::Lines { lines, open })
+    LastWords(Source::Lines { lines, open, pipes })
 }
 
 /// The reading end of a stream of a running process, where that is a pipe of ours.
@@ -260,13 +274,6 @@ impl Pipe {
     }
 }
 
-/// Which of the two streams.
-#[derive(Clone, Copy, Debug)]
-enum Stream {
-    Out,
-    Err,
-}
-
 /// Passes one stream of one process on.
 #[derive(Clone)]
 struct Follower {
@@ -279,17 +286,30 @@ struct Follower {
 
 impl Follower {
     /// Until nobody can write any more.
-    async fn follow(self, mut from: pipe::Receiver) {
+    async fn follow(self, from: Arc<pipe::Receiver>) {
         let mut lines = Lines::default();
         let mut chunk = vec![0; MAX_LINE_BYTES];
+        let mut reading = reading::begin();
         loop {
-            match from.read(&mut chunk).await {
+            tokio::select! {
+                biased;
+                () = reading.halted() => {
+                    if let Some(line) = std::mem::take(&mut lines).rest() {
+                        self.pass_on(&line).await;
+                    }
+                    reading.go_on().await;
+                    continue;
+                }
+                ready = from.readable() => drop(ready),
+            }
+            match from.try_read(&mut chunk) {
                 Ok(0) => break,
                 Ok(length) => {
                     for line in lines.split(&chunk[..length]) {
                         self.pass_on(&line).await;
                     }
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::warn!(worker = &*self.prefix, %error, "cannot read what the worker writes");
                     break;
@@ -306,8 +326,7 @@ impl Follower {
             keep(&mut last.lock().unwrap_or_else(PoisonError::into_inner), line);
         }
         let line = [self.prefix.as_bytes(), line, b"\n"].concat();
-        // Without a writer there is nobody to tell.
-        drop(WRITER.send(Task::Write(self.stream, line)).await);
+        writer::write(self.stream, line).await;
     }
 }
 
@@ -344,56 +363,10 @@ impl Lines {
     }
 }
 
-/// What the writing thread is to do.
-enum Task {
-    Write(Stream, Vec<u8>),
-    Tell(oneshot::Sender<()>),
-}
-
-static WRITER: LazyLock<mpsc::Sender<Task>> = LazyLock::new(start_writer);
-
-/// Waits until all lines that were passed on so far are written, but not long.
-pub async fn flush() {
-    let (done, is_done) = oneshot::channel();
-    let flushed = async {
-        // Without a writer there is nothing to wait for.
-        drop(WRITER.send(Task::Tell(done)).await);
-        drop(is_done.await);
-    };
-    if timeout(FLUSH_PATIENCE, flushed).await.is_err() {
-        tracing::warn!("the last lines of workers are not written, since nobody reads them");
-    }
-}
-
-fn start_writer() -> mpsc::Sender<Task> {
-    let (sender, mut tasks) = mpsc::channel(WAITING_LINES);
-    let writer = thread::Builder::new().name("worker-output".into()).spawn(move || {
-        // Descriptors of its own: whoever else prints must not wait for a lock behind a reader who is slow.
-        let own = |stream: BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from).ok();
-        let (mut out, mut err) = (own(io::stdout().as_fd()), own(io::stderr().as_fd()));
-        while let Some(task) = tasks.blocking_recv() {
-            match task {
-                Task::Write(stream, line) => {
-                    let to = match stream {
-                        Stream::Out => &mut out,
-                        Stream::Err => &mut err,
-                    };
-                    // One call a line, so that lines of the log do not come in between. Who does not want to read it does
-                    // not have to.
-                    drop(to.as_mut().map(|to| to.write_all(&line)));
-                }
-                Task::Tell(done) => drop(done.send(())),
-            }
-        }
-    });
-    if let Err(error) = writer {
-        tracing::error!(%error, "cannot pass on what workers write");
-    }
-    sender
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -450,7 +423,7 @@ mod tests {
             .spawn()
             .expect("a shell");
         drop((stdout.ours, stderr.ours));
-        let last_words = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), child.id());
+        let last_words = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), child.id(), [None, None]);
         drop(child.stdin.take().map(|mut stdin| stdin.write_all(b"go\n")));
         let seen = timeout(Duration::from_secs(30), async {
             while last_words.lines() != ["before", "after"] {
@@ -460,7 +433,7 @@ mod tests {
         assert!(seen.await.is_ok(), "{:?}", last_words.lines());
         drop(child.wait());
 
-        let own = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), std::process::id());
+        let own = LastWords::read_on(&Output::Prefix, "web", WorkerId(3), std::process::id(), [None, None]);
         assert_eq!(own.lines(), [""; 0], "what is no pipe of ours is left alone");
     }
 

@@ -32,14 +32,22 @@ use crate::{
         worker::{Output, RunAs, Variable},
     },
     group::WorkerId,
+    handover::{self, Incoming, Kind},
 };
 
 /// Where `LISTEN_FDS` begins to count.
 const LISTEN_FDS_START: i32 = 3;
 
 /// What the daemon may have been told by its own service manager, and what is not meant for its workers.
-const NOT_FOR_WORKERS: [&str; 6] =
-    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+const NOT_FOR_WORKERS: [&str; 7] = [
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    handover::VARIABLE,
+];
 
 /// What a worker is started with.
 #[derive(Clone, Copy, Debug)]
@@ -239,9 +247,12 @@ impl Process {
         self.started_at
     }
 
-    /// Reads on what it writes, where an earlier daemon has started it with these settings.
-    pub fn read_on(&mut self, output: &Output, group: &str, worker: WorkerId) {
-        self.last_words = LastWords::read_on(output, group, worker, self.pid());
+    /// Reads on what it writes, where an earlier daemon has started it with these settings. What that has handed over is
+    /// taken out of `handed`.
+    pub fn read_on(&mut self, output: &Output, group: &str, worker: WorkerId, handed: &mut Incoming) {
+        let pid = self.pid();
+        let pipes = [1, 2].map(|stream| handed.take(&Kind::Output { pid, stream }));
+        self.last_words = LastWords::read_on(output, group, worker, pid, pipes);
     }
 
     /// What it writes to standard error.
