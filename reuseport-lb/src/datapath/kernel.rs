@@ -5,8 +5,6 @@ use std::{
     io,
     os::fd::BorrowedFd,
     path::Path,
-    thread,
-    time::Duration,
 };
 
 use aya::{
@@ -21,14 +19,12 @@ use reuseport_lb_ebpf::{
     outcome::{Outcome, Outcomes},
     worker::Owner,
 };
-use rustix::{io::Errno, thread::MembarrierCommand};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
 use super::{
-    Datapath, Error, Selection, SlotLoad, memory,
+    Datapath, Error, Selection, SlotLoad,
+    grace::Grace,
+    memory,
     object::Object,
     offsets::Offsets,
     pins::{self, Earlier, Pins},
@@ -38,9 +34,6 @@ use super::{
     trackers,
 };
 use crate::{config::BpfLogLevel, policy::Program};
-
-/// How long to wait where the kernel cannot tell that no program runs any more: many thousand times a run.
-const NO_MEMBARRIER: Duration = Duration::from_millis(50);
 
 /// Plain integers without padding, so that any bytes make one: what aya asks of a map's value.
 #[derive(Clone, Copy)]
@@ -67,9 +60,9 @@ pub struct KernelDatapath {
     cookies: BTreeMap<u16, u64>,
     outcomes: PerCpuArray<MapData, Outcomes>,
     seed: u64,
-    stalls: Option<RingBuf<MapData>>,
+    pub(super) stalls: Option<RingBuf<MapData>>,
     counts_connections: bool,
-    settled: bool,
+    grace: Grace,
     // Ended together with it, since they hold maps.
     pub(super) tasks: JoinSet<()>,
     record: PinRecord,
@@ -140,7 +133,7 @@ impl KernelDatapath {
             seed,
             counts_connections,
             // An earlier daemon may have died just after it committed something.
-            settled: earlier.is_none(),
+            grace: Grace::new(earlier.is_some()),
             tasks: JoinSet::new(),
             record: PinRecord { generation: pins.generation(), ..record },
             taken_over: earlier.map(|_| TakenOver { counting_kept, ..taken_over }),
@@ -190,56 +183,6 @@ impl KernelDatapath {
         self.pins.settle();
     }
 
-    /// Passes what the programs log on to the `log` facade, for as long as this value lives.
-    ///
-    /// # Errors
-    ///
-    /// The ring buffer of the log cannot be read.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with I/O enabled.
-    pub fn forward_log(&mut self) -> io::Result<()> {
-        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).map_err(io::Error::other)?;
-        // SAFETY: the logger's descriptor is that of its ring buffer, which it keeps open and never exchanges.
-        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
-        let mut logger = logger.map_err(io::Error::other)?;
-        self.tasks.spawn(async move {
-            while let Ok(mut ready) = logger.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
-            }
-        });
-        Ok(())
-    }
-
-    /// Calls `tell` whenever a program has seen a worker begin or cease to be stalled, for as long as this value lives;
-    /// [`Datapath::load`] then says which.
-    ///
-    /// The calls are not counted: one may stand for several news. Only the first `tell` is ever called.
-    ///
-    /// # Errors
-    ///
-    /// The ring buffer of the news cannot be read.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with I/O enabled.
-    pub fn report_stalls(&mut self, tell: impl Fn() + Send + 'static) -> io::Result<()> {
-        let Some(stalls) = self.stalls.take() else { return Ok(()) };
-        // SAFETY: the ring buffer keeps its descriptor open and never exchanges it.
-        let stalls = unsafe { AsyncFd::register_with_interest(stalls, Interest::READABLE) };
-        let mut stalls = stalls.map_err(io::Error::other)?;
-        self.tasks.spawn(async move {
-            while let Ok(mut ready) = stalls.readable_mut().await {
-                while ready.get_inner_mut().next().is_some() {}
-                ready.clear_ready();
-                tell();
-            }
-        });
-        Ok(())
-    }
-
     /// Takes the slot's last socket out of [`names::LISTENERS`].
     fn forget_listener(&mut self, slot: u16) {
         if let Some(cookie) = self.cookies.remove(&slot) {
@@ -260,7 +203,7 @@ impl KernelDatapath {
             };
         };
         self::program::<SkReuseport>(&mut self.ebpf, name)?.attach(socket).map_err(Error::program(name))?;
-        self.settled = false;
+        self.grace.begin();
         Ok(())
     }
 }
@@ -323,7 +266,7 @@ impl Datapath for KernelDatapath {
     fn commit(&mut self, selection: &Selection<'_>) -> Result<(), Error> {
         self.settle()?;
         self.tables.commit(selection, self.seed);
-        self.settled = false;
+        self.grace.begin();
         Ok(())
     }
 
@@ -341,21 +284,8 @@ impl Datapath for KernelDatapath {
         Ok(())
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "where the kernel has no way to wait for what is waited for"
-    )]
     fn settle(&mut self) -> Result<(), Error> {
-        if !self.settled {
-            // Ends after an RCU grace period (kernel/sched/membarrier.c), and the programs run under RCU.
-            match rustix::thread::membarrier(MembarrierCommand::Global) {
-                // Kernels with `nohz_full=` have none. A run takes a microsecond, and nothing interrupts it.
-                Err(Errno::INVAL) => thread::sleep(NO_MEMBARRIER),
-                result => result.map_err(|error| Error::system("membarrier")(error.into()))?,
-            }
-            self.settled = true;
-        }
-        Ok(())
+        self.grace.end()
     }
 
     fn counts_connections(&self) -> bool {

@@ -21,8 +21,10 @@ mod attached;
 mod cgroup;
 #[cfg(test)]
 mod fake;
+mod grace;
 mod kernel;
 mod memory;
+mod news;
 mod object;
 mod offsets;
 mod pins;

@@ -2,14 +2,13 @@
 
 use aya::{
     Btf, Ebpf,
-    maps::{Array, RingBuf},
+    maps::{Array, MapData, RingBuf},
     programs::BtfTracePoint,
 };
 use reuseport_lb_ebpf::{
     listen::{ListenEvent, Watched},
     names,
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     Error,
@@ -47,20 +46,14 @@ impl KernelDatapath {
         // The link stays with the program, and so ends with this value. Without a daemon nobody reads the news.
         load(&mut self.ebpf)?.attach().map_err(Error::program(names::WATCH_LISTENERS))?;
 
-        // SAFETY: the ring buffer keeps its descriptor open and never exchanges it.
-        let listened = unsafe { AsyncFd::register_with_interest(listened, Interest::READABLE) };
-        let mut listened = listened.map_err(|error| Error::system("epoll_ctl")(error.into()))?;
-        self.tasks.spawn(async move {
-            while let Ok(mut ready) = listened.readable_mut().await {
-                while let Some(event) = ready.get_inner_mut().next() {
-                    if let Some(event) = parse(&event) {
-                        tell(event);
-                    }
+        let read = move |listened: &mut RingBuf<MapData>| {
+            while let Some(event) = listened.next() {
+                if let Some(event) = parse(&event) {
+                    tell(event);
                 }
-                ready.clear_ready();
             }
-        });
-        Ok(())
+        };
+        self.read(listened, read).map_err(Error::system("epoll_ctl"))
     }
 }
 
