@@ -288,7 +288,6 @@ impl Follower {
     /// Until nobody can write any more.
     async fn follow(self, from: Arc<pipe::Receiver>) {
         let mut lines = Lines::default();
-        let mut chunk = vec![0; MAX_LINE_BYTES];
         let mut reading = reading::begin();
         loop {
             tokio::select! {
@@ -302,10 +301,10 @@ impl Follower {
                 }
                 ready = from.readable() => drop(ready),
             }
-            match from.try_read(&mut chunk) {
-                Ok(0) => break,
-                Ok(length) => {
-                    for line in lines.split(&chunk[..length]) {
+            match lines.read(&from) {
+                Ok(None) => break,
+                Ok(Some(complete)) => {
+                    for line in complete {
                         self.pass_on(&line).await;
                     }
                 }
@@ -337,6 +336,16 @@ struct Lines {
 }
 
 impl Lines {
+    /// Reads what is there, and gives the lines that are complete now; none at the end.
+    fn read(&mut self, from: &pipe::Receiver) -> io::Result<Option<Vec<Vec<u8>>>> {
+        // Here and not in the task, whose memory stays while it waits: there are two of these for each worker.
+        let mut chunk = [0; MAX_LINE_BYTES];
+        match from.try_read(&mut chunk)? {
+            0 => Ok(None),
+            length => Ok(Some(self.split(&chunk[..length]))),
+        }
+    }
+
     fn split(&mut self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut lines = Vec::new();
         while !bytes.is_empty() {
