@@ -1,15 +1,62 @@
 //! An operation of the daemon, watched until its end.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
+use clap::Args;
 use tokio::time::sleep;
 
 use super::{env::Env, render, target};
 use crate::{
+    config::values,
     control::{AtWorker, FailedWorker, GroupStatus, OperationState, OperationStatus, client::Client},
     group::{Kind, Stage, WorkerId, WorkerState},
 };
+
+/// What each command has that begins one.
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// How long a worker that ends may take to finish its connections, and as long again to end
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    timeout: Duration,
+    /// Return when it has begun
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    pub(super) group: target::Group,
+    /// Print the operation as JSON, in the end
+    #[arg(long)]
+    json: bool,
+}
+
+impl Flags {
+    /// The time-out, as requests have it.
+    pub(super) fn timeout_ms(&self) -> Option<u64> {
+        // `values::duration` takes no more than a year.
+        u64::try_from(self.timeout.as_millis()).ok()
+    }
+
+    /// Shows how the operation gets on that has begun, or only that it has.
+    ///
+    /// # Errors
+    ///
+    /// See [`watch`].
+    pub(super) async fn follow(
+        &self,
+        client: &Client,
+        env: &mut Env<'_>,
+        begun: OperationStatus,
+    ) -> anyhow::Result<()> {
+        let Self { timeout: _, no_wait, group, json } = self;
+        if !no_wait {
+            watch(client, group, env, begun, *json).await
+        } else if *json {
+            Ok(render::json(env, &begun)?)
+        } else {
+            Ok(writeln!(env.out, "{}", render::operation(&begun))?)
+        }
+    }
+}
 
 /// Shows, line by line, how an operation that has begun gets on, until it has ended. The daemon goes on by itself if
 /// nobody watches.
@@ -17,7 +64,7 @@ use crate::{
 /// # Errors
 ///
 /// A worker did not come back. With `json`, the operation is printed all the same.
-pub(super) async fn watch(
+async fn watch(
     client: &Client,
     group: &target::Group,
     env: &mut Env<'_>,

@@ -1,10 +1,10 @@
 //! `restart`
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use clap::Args;
 
-use super::{env::Env, operation, render, target};
+use super::{env::Env, operation};
 use crate::{
     config::values,
     control::{RestartRequest, client::Client},
@@ -26,34 +26,17 @@ pub(super) struct Restart {
     /// How many at the same time; one goes on serving in any case, if there are two
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "worker", value_parser = clap::value_parser!(u16).range(1..=1024))]
     parallel: u16,
-    /// How long each worker may take to finish its connections, and as long again to end
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
-    timeout: Duration,
-    /// Return when it has begun
-    #[arg(long)]
-    no_wait: bool,
     #[command(flatten)]
-    group: target::Group,
-    /// Print the operation as JSON, in the end
-    #[arg(long)]
-    json: bool,
+    operation: operation::Flags,
 }
 
 impl Restart {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let Self { worker, rolling: _, parallel, timeout, no_wait, group, json } = self;
+        let Self { worker, rolling: _, parallel, operation } = self;
         let client = Client::new(control);
-        // `values::duration` takes no more than a year.
-        let timeout_ms = u64::try_from(timeout.as_millis()).ok();
-        let request = RestartRequest { worker, parallel: Some(parallel), timeout_ms };
-        let begun = client.restart(group.name(), request).await?;
-        if !no_wait {
-            return operation::watch(&client, &group, env, begun, json).await;
-        }
-        if json {
-            return Ok(render::json(env, &begun)?);
-        }
-        Ok(writeln!(env.out, "{}", render::operation(&begun))?)
+        let request = RestartRequest { worker, parallel: Some(parallel), timeout_ms: operation.timeout_ms() };
+        let begun = client.restart(operation.group.name(), request).await?;
+        operation.follow(&client, env, begun).await
     }
 }
 

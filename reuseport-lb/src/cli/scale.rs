@@ -1,10 +1,10 @@
 //! `scale`
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use clap::Args;
 
-use super::{env::Env, operation, render, target};
+use super::{env::Env, operation};
 use crate::{
     config::values,
     control::{ScaleRequest, client::Client},
@@ -19,33 +19,17 @@ pub(super) struct Scale {
     /// How many workers there are to be, 1 to 1,024
     #[arg(value_name = "N", value_parser = values::workers)]
     workers: u16,
-    /// How long a worker that goes may take to finish its connections, and as long again to end
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
-    timeout: Duration,
-    /// Return when it has begun
-    #[arg(long)]
-    no_wait: bool,
     #[command(flatten)]
-    group: target::Group,
-    /// Print the operation as JSON, in the end
-    #[arg(long)]
-    json: bool,
+    operation: operation::Flags,
 }
 
 impl Scale {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let Self { workers, timeout, no_wait, group, json } = self;
+        let Self { workers, operation } = self;
         let client = Client::new(control);
-        // `values::duration` takes no more than a year.
-        let timeout_ms = u64::try_from(timeout.as_millis()).ok();
-        let begun = client.scale(group.name(), ScaleRequest { workers, timeout_ms }).await?;
-        if !no_wait {
-            return operation::watch(&client, &group, env, begun, json).await;
-        }
-        if json {
-            return Ok(render::json(env, &begun)?);
-        }
-        Ok(writeln!(env.out, "{}", render::operation(&begun))?)
+        let request = ScaleRequest { workers, timeout_ms: operation.timeout_ms() };
+        let begun = client.scale(operation.group.name(), request).await?;
+        operation.follow(&client, env, begun).await
     }
 }
 
