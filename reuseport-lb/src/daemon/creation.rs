@@ -100,6 +100,7 @@ impl Runner {
             notices,
             processes: BTreeMap::new(),
             events,
+            has_more_to_do: false,
             spec,
         })
     }

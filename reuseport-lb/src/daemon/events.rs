@@ -86,6 +86,11 @@ impl EventQueue {
         Events { key, sender: self.sender.clone() }
     }
 
+    /// The next event, if it is there already.
+    pub(super) fn waiting(&mut self) -> Option<(Key, Event)> {
+        self.receiver.try_recv().ok()
+    }
+
     /// The next event. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<(Key, Event)> {
         self.receiver.recv().await

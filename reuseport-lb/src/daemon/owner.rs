@@ -78,7 +78,13 @@ impl Daemon {
             let wake = groups.chain(self.manager.next_wake()).min();
             tokio::select! {
                 Some(request) = self.requests.recv() => self.answer(request),
-                Some((key, event)) = self.events.next() => self.happened(key, event),
+                Some((key, event)) = self.events.next() => {
+                    self.happened(key, event);
+                    // What came with it costs no further look at all workers, and no further state to write.
+                    while let Some((key, event)) = self.events.waiting() {
+                        self.happened(key, event);
+                    }
+                }
                 Some(signal) = signals.recv() => self.signalled(signal),
                 tried = self.upgrade.tried() => {
                     if let Some(binary) = self.tried(tried) {

@@ -59,6 +59,8 @@ pub(super) struct Runner {
     pub(super) processes: BTreeMap<WorkerId, Watched>,
     pub(super) events: Events,
     pub(super) logged: Logged,
+    /// Whether [`advance`](Self::advance) has broken off.
+    pub(super) has_more_to_do: bool,
 }
 
 impl Runner {
@@ -77,7 +79,8 @@ impl Runner {
         let drain = self.group.is_draining().then(|| Instant::now() + DRAIN_POLL);
         let stall = self.group.has_stalled().then(|| Instant::now() + STALL_POLL);
         let trial = self.group.is_trying().then(|| Instant::now() + TRIAL_POLL);
-        [drain, stall, trial, self.group.next_deadline(Instant::now()), self.following.look_at()]
+        let rest = self.has_more_to_do.then(Instant::now);
+        [rest, drain, stall, trial, self.group.next_deadline(Instant::now()), self.following.look_at()]
             .into_iter()
             .flatten()
             .min()
@@ -226,10 +229,12 @@ impl Runner {
         }
     }
 
-    /// Does what is due, until nothing is, and says what has changed.
+    /// Does what is due, and says what has changed. Once processes were started, whoever waits for the owner task has a
+    /// turn before the next ones.
     pub(super) fn advance(&mut self) {
         self.follow_when_due();
-        loop {
+        self.has_more_to_do = false;
+        while !self.has_more_to_do {
             let look = self.look();
             let actions = self.group.advance(Instant::now(), |id| look.get(&id).copied().unwrap_or_default());
             // A socket is in its slot before a process gets it. So the kernel knows which worker both belong to, should
@@ -251,6 +256,7 @@ impl Runner {
             if actions.is_empty() {
                 break;
             }
+            self.has_more_to_do = actions.iter().any(|action| matches!(action, Action::Start(_)));
         }
         self.narrow_trials();
         self.log_changes();

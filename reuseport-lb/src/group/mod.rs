@@ -40,6 +40,10 @@ mod watchdog;
 mod words;
 mod worker;
 
+/// How many processes are started before whoever else waits has a turn. A start takes a millisecond or more, and what
+/// follows each turn (tables, the state file) as much again in the largest groups.
+pub const STARTS_A_TURN: usize = 32;
+
 /// Something that the daemon is to do for a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -295,16 +299,21 @@ impl Group {
         }
     }
 
-    /// Makes the transitions that are due, and says what is to be done for them.
+    /// Makes the transitions that are due, and says what is to be done for them: at most [`STARTS_A_TURN`] starts, and
+    /// the others are due still.
     ///
     /// `look` tells what can be seen of a worker from outside.
     pub fn advance(&mut self, now: Instant, look: impl Fn(WorkerId) -> Seen) -> Vec<Action> {
         let mut actions = Vec::new();
+        let mut starts = 0;
         loop {
             let others = self.program.policy != Policy::Kernel && self.workers.values().any(Worker::serves);
             for (id, worker) in &mut self.workers {
                 worker.look(look(*id), &self.supervision, now);
-                actions.extend(worker.advance(*id, &self.supervision, others, now));
+                let may_start = starts < STARTS_A_TURN;
+                let due = worker.advance(*id, &self.supervision, others, may_start, now);
+                starts += due.iter().filter(|action| matches!(action, Action::Start(_))).count();
+                actions.extend(due);
             }
             self.founding &= self.workers.values().any(|worker| worker.state() == WorkerState::Starting);
             if !self.advance_operation(now) {

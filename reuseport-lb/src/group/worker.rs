@@ -322,7 +322,8 @@ impl Worker {
         }
     }
 
-    /// Makes the transitions that are due. `others` tells whether somebody else would take what waits in its queue.
+    /// Makes the transitions that are due. `others` tells whether somebody else would take what waits in its queue, and
+    /// `may_start` whether it may be started now.
     pub(super) fn advance(
         &mut self,
         id: WorkerId,
@@ -349,6 +350,7 @@ impl Worker {
                 stop(self, pid, since, deadline.map_or(Duration::ZERO, |(_, timeout)| timeout));
                 vec![Action::Terminate(id)]
             }
+        may_start: bool,
             Process::Starting { pid, since, give_up_at, .. } if due(give_up_at) => {
                 let patience = humantime::format_duration(supervision.ready_timeout);
                 self.given_up = Some(format!("not ready within {patience}"));
@@ -367,7 +369,7 @@ impl Worker {
             Process::Down { .. } if self.is_to_stop() && self.open => vec![Action::Close(id)],
             // Its successor failed, too, and so may the next. Clients need not wait for the one that does not.
             Process::Down { .. } if self.backoff.is_loop() && self.open && others => vec![Action::Close(id)],
-            Process::Down { restart_at: Some(at) } if !self.is_to_stop() && due(at) => {
+            Process::Down { restart_at: Some(at) } if may_start && !self.is_to_stop() && due(at) => {
                 self.process = Process::Down { restart_at: None };
                 if self.open { vec![Action::Start(id)] } else { vec![Action::Open(id), Action::Start(id)] }
             }
