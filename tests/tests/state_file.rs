@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use reuseport_lb::state::{FORMAT, StateFile};
 use reuseport_lb_tests::{
     Daemon, GroupExt, Launch, Load, connections, eventually, in_netns,
     process::{Process, kill_and_wait},
@@ -49,8 +50,10 @@ fn a_process_that_nobody_wrote_down_is_found() {
         let mut daemon = Launch::policy("hash").workers(2).start(&netns).await;
         let before = daemon.group().await;
         daemon.kill().await;
-        edit_state(&daemon, |state| {
-            let mut state: serde_json::Value = serde_json::from_str(&state).expect("JSON");
+        let written = StateFile::of(daemon.control()).expect("this boot").read();
+        let written = written.expect("a state that is understood").expect("a state");
+        edit_state(&daemon, |_| {
+            let mut state = serde_json::to_value(&written).expect("JSON");
             let group = &mut state["groups"][0];
             group["processes"].as_object_mut().expect("processes").remove("1");
             group["sockets"].as_object_mut().expect("sockets").remove("1");
@@ -112,7 +115,7 @@ fn a_state_that_makes_no_sense_is_refused_and_touches_nothing() {
         let load = Load::start(&daemon.client(), 4);
         for (bad, words) in [
             ("{".to_owned(), ["state", "remove"]),
-            (good.replace("\"format\":1", "\"format\":1000"), ["format 1000", "version"]),
+            (good.replace(&format!("\"format\":{FORMAT},"), "\"format\":1000,"), ["format 1000", "version"]),
             (good.replace("\"weight\":1", "\"weight\":0"), ["weight 0", "remove"]),
         ] {
             fs::write(daemon.state_file(), &bad).expect("the state file");

@@ -195,7 +195,7 @@ impl Daemon {
         let leaving = self.leaving.iter().map(|runner| GroupState { leaving: true, ..runner.state() });
         let groups = self.groups.values().map(Runner::state).chain(leaving).collect();
         let state = self.state_file.state(self.generation, groups);
-        self.state_file.write(&state)
+        self.state_file.write(state)
     }
 
     fn answer(&mut self, request: Request) {

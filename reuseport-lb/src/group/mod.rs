@@ -64,7 +64,7 @@ pub enum Action {
 }
 
 /// One group.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     program: Program,
     hash_on: [HashOn; 2],
@@ -79,7 +79,7 @@ pub struct Group {
     /// The same.
     #[serde(skip)]
     supervision: Supervision,
-    workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
     operation: Option<Operation>,
     /// Until each of the first workers has been ready, or has failed.
     #[serde(skip)]

@@ -1,6 +1,9 @@
 //! A group that goes on in another daemon.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{Group, Process, Restart, Supervision, WEIGHT_RANGE, Wish, Worker, WorkerId};
 use crate::config::MAX_WORKERS;
@@ -30,6 +33,37 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// All of it but the workers.
+    #[must_use]
+    pub(crate) fn without_workers(&self) -> Self {
+        let Self {
+            program,
+            hash_on,
+            balance_factor,
+            cpus,
+            stall_after,
+            supervision,
+            workers: _,
+            operation,
+            founding,
+            is_adopted,
+            released,
+        } = self;
+        Self {
+            program: *program,
+            hash_on: *hash_on,
+            balance_factor: *balance_factor,
+            cpus: cpus.clone(),
+            stall_after: *stall_after,
+            supervision: supervision.clone(),
+            workers: BTreeMap::new(),
+            operation: operation.clone(),
+            founding: *founding,
+            is_adopted: *is_adopted,
+            released: *released,
+        }
     }
 
     /// Goes on with what was written down, in place of [`new`](Self::new), as `found` sees each worker.

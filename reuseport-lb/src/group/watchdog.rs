@@ -15,8 +15,8 @@ pub struct Watchdog {
     /// How often it is to give a sign.
     #[serde(with = "crate::moment::span")]
     pub interval: Duration,
-    /// When it gave the last one.
-    #[serde(with = "crate::moment")]
+    /// When it gave the last one. Not written down: it gives them too often, and a daemon that takes over counts anew.
+    #[serde(skip, default = "Instant::now")]
     pub fed_at: Instant,
 }
 

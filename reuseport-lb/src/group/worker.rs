@@ -41,42 +41,63 @@ pub enum Wish {
 }
 
 /// One worker.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+///
+/// What is as usual is not written down: it would be most of the state file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     /// 1 to 256.
     pub weight: u16,
     /// What the user wants of it.
     pub wish: Wish,
     /// Whether its process is to be exchanged.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub restart: Option<Restart>,
     /// What its process is doing.
     pub process: Process,
     /// Whether its listening socket is open.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub open: bool,
     /// Whether its socket was closed by others, so that it only finishes what it has. Of adopted groups only.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub(super) leaves: bool,
     /// How often its process was started again.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub restarts: u64,
     /// Why its last process ended, unless the user wanted that.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub reason: Option<String>,
     /// The last lines that this process wrote to standard error.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub last_words: Vec<String>,
     /// When it took nothing from its accept queue, or missed its watchdog.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub stalls: Stalls,
     /// What its process says of itself.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub said: Said,
     /// Its watchdog, once it is ready.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub watchdog: Option<Watchdog>,
     /// Why its process was told to end, when that was not the user's doing.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub given_up: Option<String>,
     /// Whether it has missed its watchdog.
+    #[serde(skip)]
     pub(super) missed: bool,
     /// Whether connections wait for it, while it is on trial.
+    #[serde(skip)]
     pub(super) waited_for: bool,
     /// Whether it has nothing left to do, while it drains.
+    #[serde(skip)]
     pub(super) idle: bool,
+    #[serde(default, skip_serializing_if = "is_usual")]
     backoff: Backoff,
+    #[serde(default, skip_serializing_if = "is_usual")]
     ever_started: bool,
+}
+
+fn is_usual<T: Default + PartialEq>(field: &T) -> bool {
+    *field == T::default()
 }
 
 impl Worker {
@@ -329,6 +350,7 @@ impl Worker {
         id: WorkerId,
         supervision: &Supervision,
         others: bool,
+        may_start: bool,
         now: Instant,
     ) -> Vec<Action> {
         let due = |at: Instant| at <= now;
@@ -350,7 +372,6 @@ impl Worker {
                 stop(self, pid, since, deadline.map_or(Duration::ZERO, |(_, timeout)| timeout));
                 vec![Action::Terminate(id)]
             }
-        may_start: bool,
             Process::Starting { pid, since, give_up_at, .. } if due(give_up_at) => {
                 let patience = humantime::format_duration(supervision.ready_timeout);
                 self.given_up = Some(format!("not ready within {patience}"));

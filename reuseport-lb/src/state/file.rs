@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, GroupState, State};
 
@@ -28,7 +28,16 @@ pub struct StateFile {
     path: PathBuf,
     boot: String,
     network_namespace: u64,
-    written: Vec<u8>,
+    written: Option<Written>,
+}
+
+/// What this process has written.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    state: State,
+    state_bytes: usize,
+    changes_bytes: usize,
 }
 
 /// Why a state cannot be read. Nothing has changed.
@@ -102,7 +111,7 @@ impl StateFile {
         path.push(".state");
         let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
         let network_namespace = fs::metadata(NETWORK_NAMESPACE)?.ino();
-        Ok(Self { path: path.into(), boot, network_namespace, written: Vec::new() })
+        Ok(Self { path: path.into(), boot, network_namespace, written: None })
     }
 
     /// A state with these groups, as of now.
@@ -160,12 +169,17 @@ impl StateFile {
     /// See [`ReadError`].
     pub fn parse(&self, bytes: &[u8]) -> Result<Option<State>, ReadError> {
         let broken = |why| ReadError::Broken { path: self.path.clone(), why };
-        let Head { format, version } =
-            serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
+        let json = |error: serde_json::Error| broken(error.to_string());
+        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let first = lines.next().unwrap_or_default();
+        let Head { format, version } = serde_json::from_slice(first).map_err(json)?;
         if format != FORMAT {
             return Err(ReadError::Format { path: self.path.clone(), format, version });
         }
-        let state: State = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
+        let mut state: State = serde_json::from_slice(first).map_err(json)?;
+        for line in lines.filter(|line| line.ends_with(b"\n")) {
+            state.change(serde_json::from_slice(line).map_err(json)?).map_err(broken)?;
+        }
         state.check().map_err(broken)?;
         if state.boot != self.boot {
             return Ok(None);
@@ -178,28 +192,49 @@ impl StateFile {
 
     /// Writes the state, unless it is what was written last.
     ///
+    /// The file is a line with a state, and a line for each change since. A change is written by one call. Who is killed
+    /// in the middle of it leaves a line without an end, which counts as not written; nobody has been told yet that it is.
+    /// When the changes are as long as the state, a new file takes the place of the old one, by `rename`.
+    ///
+    /// So whatever becomes of this process, the next one reads all that it has said to be done. Nothing waits for a disk
+    /// (`fsync`): that would help only where the kernel itself ends, and with it end the sockets, programs and processes
+    /// that the state is about.
+    ///
     /// # Errors
     ///
     /// What was there is there still.
-    pub fn write(&mut self, state: &State) -> io::Result<()> {
-        let bytes = serde_json::to_vec(state)?;
-        if bytes == self.written {
-            return Ok(());
+    pub fn write(&mut self, state: State) -> io::Result<()> {
+        let Some(mut written) = self.written.take() else { return self.replace(state) };
+        match written.state.changes_to(&state) {
+            Some(changes) if changes.is_empty() => {}
+            Some(changes) if written.changes_bytes < written.state_bytes => {
+                let line = line(&changes)?;
+                // Should it fail, the next state is written as a whole.
+                written.file.write_all(&line)?;
+                written.changes_bytes += line.len();
+                written.state = state;
+            }
+            _ => return self.replace(state),
         }
+        self.written = Some(written);
+        Ok(())
+    }
+
+    fn replace(&mut self, state: State) -> io::Result<()> {
         let new = self.beside(".new");
         // Left by a daemon that was killed here.
         remove_if_exists(&new)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        written.and_then(|()| fs::rename(&new, &self.path)).inspect_err(|_| drop(fs::remove_file(&new)))?;
-        self.written = bytes;
-        // The name is in the folder, and the folder is written at its own time.
-        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        let line = line(&state)?;
+        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&new)?;
+        let written = file.write_all(&line).and_then(|()| fs::rename(&new, &self.path));
+        written.inspect_err(|_| drop(fs::remove_file(&new)))?;
+        self.written = Some(Written { file, state, state_bytes: line.len(), changes_bytes: 0 });
+        Ok(())
     }
 
     /// Removes it: there is nothing to go on with.
     pub fn remove(&mut self) {
-        self.written.clear();
+        self.written = None;
         for path in [self.path.clone(), self.beside(".new")] {
             if let Err(error) = remove_if_exists(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot remove the state file");
@@ -212,6 +247,12 @@ impl StateFile {
         path.push(suffix);
         path.into()
     }
+}
+
+fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn remove_if_exists(path: &Path) -> io::Result<()> {

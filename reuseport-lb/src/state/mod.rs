@@ -19,11 +19,12 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod change;
 mod file;
 
 /// The version of what is written down. It changes when an older daemon would misunderstand it; fields may come in
 /// without that.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Everything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ pub struct State {
 }
 
 /// One group.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupState {
     /// The group's name.
     pub name: String,

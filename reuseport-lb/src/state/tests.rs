@@ -13,11 +13,11 @@ use crate::{
     policy::{HashOn, Policy},
 };
 
-fn file(folder: &Path) -> StateFile {
+pub(super) fn file(folder: &Path) -> StateFile {
     StateFile::of(&folder.join("control.sock")).unwrap()
 }
 
-fn state(file: &StateFile) -> State {
+pub(super) fn state(file: &StateFile) -> State {
     let now = Instant::now();
     let policy = PolicySpec { name: Policy::ConsistentHash, hash_on: HashOn::Flow, balance_factor: None };
     let mut group = Group::new(3, policy, Duration::ZERO, Supervision::default(), now);
@@ -52,7 +52,7 @@ fn what_is_written_is_read() {
     let mut file = file(folder.path());
     assert!(file.read().unwrap().is_none());
     let written = state(&file);
-    file.write(&written).unwrap();
+    file.write(written.clone()).unwrap();
     assert_eq!(fs::metadata(file.path()).unwrap().permissions().mode() & 0o777, 0o600);
     let read = file.read().unwrap().unwrap();
     assert_eq!(serde_json::to_string(&read).unwrap(), serde_json::to_string(&written).unwrap());
@@ -65,7 +65,7 @@ fn what_another_process_left_half_written_is_in_nobodys_way() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = file(folder.path());
     fs::write(folder.path().join("control.sock.state.new"), "{\"form").unwrap();
-    file.write(&state(&file)).unwrap();
+    file.write(state(&file)).unwrap();
     assert!(file.read().unwrap().is_some());
 }
 
@@ -73,7 +73,7 @@ fn what_another_process_left_half_written_is_in_nobodys_way() {
 fn a_state_of_another_kind_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = file(folder.path());
-    file.write(&state(&file)).unwrap();
+    file.write(state(&file)).unwrap();
     let good = fs::read_to_string(file.path()).unwrap();
     let refused = |text: &str| -> String {
         fs::write(file.path(), text).unwrap();
@@ -81,7 +81,9 @@ fn a_state_of_another_kind_is_refused_and_left_alone() {
         assert_eq!(fs::read_to_string(file.path()).unwrap(), text);
         error
     };
-    let newer = good.replace("\"format\":1", "\"format\":99").replace("\"version\":\"", "\"version\":\"9.");
+    let newer = good
+        .replace(&format!("\"format\":{FORMAT}"), "\"format\":99")
+        .replace("\"version\":\"", "\"version\":\"9.");
     assert!(refused(&newer).contains("format 99"));
     assert!(refused("").contains("cannot be a daemon's state"));
     assert!(refused(&good.replace("\"weight\":1", "\"weight\":0")).contains("weight 0"));
@@ -102,7 +104,7 @@ fn a_state_of_another_kind_is_refused_and_left_alone() {
 fn a_state_of_another_boot_is_none() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = file(folder.path());
-    file.write(&State { boot: "another".into(), ..state(&file) }).unwrap();
+    file.write(State { boot: "another".into(), ..state(&file) }).unwrap();
     assert!(file.read().unwrap().is_none());
 }
 
