@@ -29,8 +29,10 @@ use crate::{
 
 const WORKERS: u16 = 4;
 const IN_FLIGHT: usize = 16;
-/// Between one event and the next, where the daemon's answer is all there is to wait for.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How many connections come between one event and the next, where the daemon's answer is all there is to wait for.
+const BETWEEN: u64 = 100;
+/// About as long as the daemon waits before it starts a worker again.
+const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// What is done to the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,18 +160,18 @@ async fn cause(cluster: &Cluster, event: Event, times: u32, id: WorkerId) -> Res
         Event::Switch => {
             let policies = crate::steering::policies();
             cluster.set_policy(policies[times as usize % policies.len()]).await?;
-            tokio::time::sleep(PAUSE).await;
+            go_on(cluster).await;
         }
         Event::Weigh => {
             let weight = 1 + u16::try_from(times % 5)?;
             cluster.client.set_weight(None, id, weight).await.context("weight")?;
-            tokio::time::sleep(PAUSE).await;
+            go_on(cluster).await;
         }
         Event::Drain => {
             cluster.client.drain(None, id, DrainRequest::default()).await.context("drain")?;
-            tokio::time::sleep(PAUSE).await;
+            go_on(cluster).await;
             cluster.client.undrain(None, id).await.context("undrain")?;
-            tokio::time::sleep(PAUSE).await;
+            go_on(cluster).await;
         }
         Event::Restart => {
             let stop = DrainRequest { stop: true, ..DrainRequest::default() };
@@ -192,6 +194,13 @@ async fn cause(cluster: &Cluster, event: Event, times: u32, id: WorkerId) -> Res
     Ok(())
 }
 
+/// Waits until some more connections have been picked for.
+async fn go_on(cluster: &Cluster) {
+    let before = cluster.daemon.group().await.outcomes.selected;
+    let more = |group: &GroupStatus| group.outcomes.selected >= before + BETWEEN;
+    cluster.daemon.wait("connections go on", more).await;
+}
+
 /// Workers that own their sockets, as servers do that bind for themselves.
 async fn alone(time: Duration) -> Result<(Account, u32)> {
     let mut workers = Workers::start(WORKERS)?;
@@ -202,8 +211,7 @@ async fn alone(time: Duration) -> Result<(Account, u32)> {
         while Instant::now() < end {
             workers.replace(u16::try_from(times % u32::from(WORKERS))?)?;
             times += 1;
-            // About as long as the daemon waits before it starts a worker again.
-            tokio::time::sleep(10 * PAUSE).await;
+            tokio::time::sleep(BACK_OFF).await;
         }
         Ok(times)
     })

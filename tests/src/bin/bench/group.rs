@@ -44,17 +44,27 @@ pub(crate) fn load(sockets: &[Socket]) -> Result<KernelDatapath> {
     ring.rebuild(&members);
     let mut schedule = Vec::new();
     shares::schedule(&members, &mut schedule);
-    datapath.commit(&Selection {
-        members: &members,
-        shares: &schedule,
+    commit(&mut datapath, &members, &schedule, &ring)?;
+    Ok(datapath)
+}
+
+/// Lets the programs pick among `members`, as a daemon does by default.
+pub(crate) fn commit(
+    datapath: &mut KernelDatapath,
+    members: &[Member],
+    shares: &[u16],
+    ring: &Ring,
+) -> Result<()> {
+    Ok(datapath.commit(&Selection {
+        members,
+        shares,
         ring: ring.as_slice(),
         local: &Local::default(),
         balance_factor: BalanceFactor::MAX,
         hash_on: [HashOn::Flow; 2],
         refuse: false,
         stall_after: STALL_AFTER,
-    })?;
-    Ok(datapath)
+    })?)
 }
 
 /// Takes away what [`load`] has loaded, so that it can be loaded again: a socket fits into one map only, and the kernel
