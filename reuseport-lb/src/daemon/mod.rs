@@ -27,6 +27,7 @@ mod error;
 mod events;
 mod following;
 mod listener;
+mod look;
 mod manager;
 mod notices;
 mod owner;

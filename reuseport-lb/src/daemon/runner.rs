@@ -24,8 +24,8 @@ use crate::{
     chain::chain,
     config::GroupSpec,
     control::{DrainRequest, OperationStatus, RestartRequest, ScaleRequest, WorkerStatus},
-    datapath::{self, Applied, Datapath as _, KernelDatapath},
-    group::{Action, Group, Refusal, RestartPlan, Seen, Wish, Worker, WorkerId, WorkerState},
+    datapath::{self, Applied, KernelDatapath},
+    group::{Action, Group, Refusal, RestartPlan, Wish, Worker, WorkerId, WorkerState},
     netns::Netns,
     policy::PolicySpec,
     worker::{Launch, Process, StartError, notify::Message},
@@ -267,53 +267,6 @@ impl Runner {
             let error = chain(&error);
             tracing::error!(group = self.spec.name, error, "the datapath is not as it should be");
         }
-    }
-
-    /// While others serve, only one connection waits for a worker that has yet to accept its first.
-    fn narrow_trials(&mut self) {
-        for (id, socket) in &mut self.listeners {
-            if let Socket::Made(listener) = socket
-                && let Err(error) = listener.set_narrow(self.group.is_on_trial(*id))
-            {
-                tracing::warn!(group = self.spec.name, worker = id.0, %error, "cannot set the backlog");
-            }
-        }
-    }
-
-    /// What can be seen of the workers from outside.
-    fn look(&self) -> BTreeMap<WorkerId, Seen> {
-        let datapath = self.applied.datapath();
-        let mut seen: BTreeMap<WorkerId, Seen> = self
-            .group
-            .workers()
-            .map(|(id, _)| {
-                let load = datapath.load(id.0);
-                let idle = datapath.counts_connections() && load.active == 0 && load.pending == 0;
-                // Less what waits in the queue, below.
-                let (accepted, waiting) = (load.established, load.pending > 0);
-                (id, Seen { idle, stalled: load.stalled, accepted, waiting })
-            })
-            .collect();
-        // Without new connections no program looks again, and a stalled worker may have emptied its queue meanwhile.
-        if self.group.is_trying() || seen.values().any(|seen| seen.stalled) {
-            match self.queues() {
-                Ok(queues) => {
-                    for (id, seen) in &mut seen {
-                        let queue =
-                            self.listeners.get(id).and_then(|listener| queues.get(&listener.cookie()));
-                        let depth = queue.map_or(0, |queue| u64::from(queue.depth));
-                        seen.stalled &= depth > 0;
-                        seen.waiting |= depth > 0;
-                        // Read one after the other, so the queue may be ahead.
-                        seen.accepted = seen.accepted.saturating_sub(depth);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(group = self.spec.name, %error, "cannot read the accept queues");
-                }
-            }
-        }
-        seen
     }
 
     fn carry_out(&mut self, action: Action) {

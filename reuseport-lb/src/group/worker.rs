@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Action, Notice, Process, Ready, Restart, Said, Seen, Sign, Stalls, Supervision, WorkerId, WorkerState,
+    Action, Process, Ready, Restart, Said, Seen, Stalls, Supervision, WorkerId, WorkerState,
     backoff::Backoff, watchdog::Watchdog,
 };
 
@@ -17,9 +17,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long a process may take to end by SIGABRT: writing a core dump takes its time.
 const ABORT_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The longest status that is kept, in characters; it has to fit a line of a table.
-const MAX_STATUS_CHARS: usize = 200;
 
 /// What the user wants of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,7 +249,7 @@ impl Worker {
         }
     }
 
-    fn ready(&mut self, pid: u32, since: Instant, supervision: &Supervision, now: Instant) {
+    pub(super) fn ready(&mut self, pid: u32, since: Instant, supervision: &Supervision, now: Instant) {
         self.process = Process::Running { pid, since };
         self.watchdog = supervision.watchdog.map(|interval| Watchdog { interval, fed_at: now });
     }
@@ -294,53 +291,6 @@ impl Worker {
         self.missed = false;
         self.waited_for = false;
         self.stalls.set(false, now);
-    }
-
-    /// Takes note of what its process says.
-    pub(super) fn notified(&mut self, notice: Notice, supervision: &Supervision, now: Instant) {
-        let Notice { ready, reloading, stopping, watchdog, watchdog_interval, extend_timeout, status } =
-            notice;
-        if self.pid().is_none() {
-            return;
-        }
-        self.said.reloading |= reloading;
-        if ready {
-            self.said.reloading = false;
-            if let Process::Starting { pid, since, .. } = self.process
-                && supervision.ready != Ready::Accept
-            {
-                self.ready(pid, since, supervision, now);
-            }
-        }
-        self.said.stopping |= stopping;
-        if let Some(status) = status {
-            let line: String = status.chars().filter(|c| !c.is_control()).take(MAX_STATUS_CHARS).collect();
-            self.said.status = (!line.trim().is_empty()).then_some(line);
-        }
-        if let Some(more) = extend_timeout {
-            let until = now + more;
-            match &mut self.process {
-                Process::Starting { give_up_at, .. } => *give_up_at = until.max(*give_up_at),
-                Process::Stopping { kill_at: Some(kill_at), .. } => *kill_at = until.max(*kill_at),
-                _ => {}
-            }
-        }
-        if let Some(of) = &mut self.watchdog {
-            of.interval = watchdog_interval.unwrap_or(of.interval);
-            match watchdog {
-                Some(Sign::Alive) => of.fed_at = now,
-                Some(Sign::Broken) => self.watchdog_broken(now),
-                None => {}
-            }
-        }
-    }
-
-    fn watchdog_broken(&mut self, now: Instant) {
-        if let Some(watchdog) = &mut self.watchdog {
-            // As if it had been silent for both intervals.
-            watchdog.interval = Duration::ZERO;
-            watchdog.fed_at = now;
-        }
     }
 
     /// Makes the transitions that are due. `others` tells whether somebody else would take what waits in its queue, and
