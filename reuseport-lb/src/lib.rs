@@ -25,6 +25,7 @@ pub mod netns;
 pub mod plan;
 pub mod policy;
 pub mod privileges;
+mod shared;
 pub mod state;
 pub mod stats;
 pub mod worker;

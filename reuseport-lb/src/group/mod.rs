@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     plan::State,
     policy::{BalanceFactor, HashOn, Member, Policy, PolicySpec, Program},
+    shared::Shared,
 };
 
 mod adopted;
@@ -79,7 +80,7 @@ pub struct Group {
     /// The same.
     #[serde(skip)]
     supervision: Supervision,
-    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) workers: Shared<BTreeMap<WorkerId, Worker>>,
     operation: Option<Operation>,
     /// Until each of the first workers has been ready, or has failed.
     #[serde(skip)]
@@ -107,7 +108,7 @@ impl Group {
             cpus: Vec::new(),
             stall_after,
             supervision,
-            workers: (0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect(),
+            workers: Shared::new((0..workers).map(|id| (WorkerId(id), Worker::new(now))).collect()),
             operation: None,
             founding: true,
             is_adopted: false,
@@ -308,7 +309,7 @@ impl Group {
         let mut starts = 0;
         loop {
             let others = self.program.policy != Policy::Kernel && self.workers.values().any(Worker::serves);
-            for (id, worker) in &mut self.workers {
+            for (id, worker) in self.workers.iter_mut() {
                 worker.look(look(*id), &self.supervision, now);
                 let may_start = starts < STARTS_A_TURN;
                 let due = worker.advance(*id, &self.supervision, others, may_start, now);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Group, Process, Restart, Supervision, WEIGHT_RANGE, Wish, Worker, WorkerId};
-use crate::config::MAX_WORKERS;
+use crate::{config::MAX_WORKERS, shared::Shared};
 
 /// What is found of a worker by the daemon that takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl Group {
     ///
     /// In words.
     pub fn check(&self) -> Result<(), String> {
-        for (id, worker) in &self.workers {
+        for (id, worker) in self.workers.iter() {
             if id.0 >= MAX_WORKERS {
                 return Err(format!("there is a worker {id}"));
             }
@@ -58,7 +58,7 @@ impl Group {
             cpus: cpus.clone(),
             stall_after: *stall_after,
             supervision: supervision.clone(),
-            workers: BTreeMap::new(),
+            workers: Shared::new(BTreeMap::new()),
             operation: operation.clone(),
             founding: *founding,
             is_adopted: *is_adopted,

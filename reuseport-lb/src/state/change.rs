@@ -61,7 +61,11 @@ impl GroupState {
         let change = Change {
             group: index,
             is: (is != self.without_workers()).then(|| Box::new(is)),
-            workers: difference(&self.group.workers, &next.group.workers),
+            workers: if next.group.workers.is_copy_of(&self.group.workers) {
+                Changed::new()
+            } else {
+                difference(&self.group.workers, &next.group.workers)
+            },
             sockets: difference(&self.sockets, &next.sockets),
             processes: difference(&self.processes, &next.processes),
         };
