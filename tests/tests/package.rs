@@ -159,6 +159,50 @@ fn it_installs_runs_and_goes() {
     });
 }
 
+/// The service goes on, with the same workers, and its daemon is the new version.
+#[test]
+fn upgrading_the_package_upgrades_the_running_service() {
+    in_netns(async |netns| {
+        let machine = machine(&netns, LOGGED).await;
+        machine.tell(&["dpkg", "--install", "/input/package.deb"]).await;
+        start(&machine).await;
+        let before = status(&machine).await;
+        let load = Load::start(&client(), 4);
+        load.more(50).await;
+        machine.tell(&["dpkg", "--unpack", "/input/package.deb"]).await;
+        let told = machine.tell(&["dpkg", "--configure", UNIT]).await;
+        assert!(told.contains("workers kept; maps kept"), "{told}");
+        let after = status(&machine).await;
+        assert_eq!((after.pid, after.generation), (before.pid, 2));
+        assert_eq!(pids(&after), pids(&before), "the workers are the same");
+        eventually("systemd sees it serve", async || {
+            let state = property(&machine, "ActiveState").await;
+            if state == "active" { Ok(()) } else { Err(state) }
+        })
+        .await;
+        assert_eq!(property(&machine, "MainPID").await, before.pid.to_string());
+        assert_eq!(property(&machine, "NRestarts").await, "0");
+        load.more(50).await;
+        load.stop().await.assert_nothing_failed();
+
+        // A configuration that does not do leaves the daemon as it is, and the package is installed all the same.
+        let config = "/etc/reuseport-lb/reuseport-lb.toml";
+        machine.tell(&["sed", "--in-place", "s/consistent-hash/fastest/", config]).await;
+        let told = machine.run(&["dpkg", "--install", "/input/package.deb"]).await.succeeded();
+        assert!(
+            told.stderr.contains("policy: one of") && told.stderr.contains("reuseport-lb upgrade"),
+            "{told}"
+        );
+        assert_eq!(status(&machine).await.generation, 2);
+        machine.tell(&["systemctl", "stop", UNIT]).await;
+    });
+}
+
+fn pids(status: &Status) -> Vec<u32> {
+    let workers = status.groups.iter().flat_map(|group| &group.workers);
+    workers.map(|worker| worker.pid.expect("it runs")).collect()
+}
+
 /// A hung daemon is seen within a second, and killed at once; with the unit's own times the test would take a minute.
 const QUICK: &str = "WatchdogSec=1s\nWatchdogSignal=SIGKILL\n";
 
@@ -185,10 +229,6 @@ fn systemd_replaces_a_daemon_that_hangs_and_the_workers_serve_meanwhile() {
         load.more(200).await;
         load.stop().await.assert_nothing_failed();
         let after = status(&machine).await;
-        let pids = |status: &Status| {
-            let workers = status.groups.iter().flat_map(|group| &group.workers);
-            workers.map(|worker| worker.pid.expect("it runs")).collect::<Vec<_>>()
-        };
         assert_eq!(pids(&after), pids(&before), "the workers are the same");
         machine.tell(&["systemctl", "stop", UNIT]).await;
         let left = machine.tell(&["sh", "-c", "ps -e -o comm= | grep reuseport || true"]).await;

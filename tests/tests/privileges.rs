@@ -181,6 +181,12 @@ fn without_root_and_with_workers_of_another_user() {
         let mut daemon = launch(&kept).start(&netns).await;
         let workers = daemon.group().await.workers;
         let load = Load::start(&daemon.client(), 4);
+        // Another version of itself is given the sockets by the daemon.
+        daemon.tell(&["upgrade"]).await;
+        load.more(50).await;
+        let group = daemon.group().await;
+        assert!(group.workers.iter().map(|worker| worker.pid).eq(workers.iter().map(|worker| worker.pid)));
+        assert_eq!(group.outcomes.fallback, 0);
         daemon.kill().await;
         load.more(50).await;
         daemon.fail_again(&[]).await.failed_with(&["CAP_SYS_PTRACE"]);
