@@ -37,6 +37,8 @@ pub enum Action {
     Reload(Configuration),
     /// SIGKILL to the daemon, and to a worker while there is none, and a new daemon after this time.
     KillDaemon(Option<u16>, Duration),
+    /// `upgrade`, to the same version.
+    Upgrade,
 }
 
 /// What a configuration file says.
@@ -90,7 +92,7 @@ impl fmt::Display for Configuration {
 
 impl Action {
     /// The name of each kind.
-    pub const KINDS: [&str; 13] = [
+    pub const KINDS: [&str; 14] = [
         "kill",
         "freeze",
         "drain",
@@ -104,12 +106,13 @@ impl Action {
         "policy",
         "reload",
         "kill daemon",
+        "upgrade",
     ];
 
     /// Draws one. The sequence depends on the seed alone, and on nothing that has happened.
     pub fn draw(rng: &mut Rng) -> Self {
         // How often each kind comes, in parts. What brings workers back comes as often as what takes them away.
-        let draws: [(u32, Draw); 13] = [
+        let draws: [(u32, Draw); 14] = [
             (4, |rng| Self::Kill(worker(rng))),
             (4, |rng| Self::Freeze(worker(rng), Duration::from_millis(rng.u64(20..2_000)))),
             (4, |rng| Self::Worker("drain", worker(rng))),
@@ -135,6 +138,7 @@ impl Action {
                 let worker = (rng.u8(..3) == 0).then(|| worker(rng));
                 Self::KillDaemon(worker, Duration::from_millis(rng.u64(..500)))
             }),
+            (2, |_| Self::Upgrade),
         ];
         let parts: u32 = draws.iter().map(|(parts, _)| parts).sum();
         let mut point = rng.u32(..parts);
@@ -159,13 +163,15 @@ impl Action {
             Self::Policy(..) => "policy",
             Self::Reload(_) => "reload",
             Self::KillDaemon(..) => "kill daemon",
+            Self::Upgrade => "upgrade",
         }
     }
 
-    /// The command line, for what is a command to the group.
+    /// The command line, for what is a command.
     pub fn command(&self) -> Option<String> {
         let command = match self {
             Self::Kill(_) | Self::Freeze(..) | Self::Reload(_) | Self::KillDaemon(..) => return None,
+            Self::Upgrade => return Some("upgrade".to_owned()),
             Self::Worker(command @ ("drain" | "undrain"), id) => format!("{command} {id}"),
             Self::Worker(command, id) => format!("{command} {id} --no-wait"),
             Self::Weight(id, weight) => format!("weight {id} {weight}"),
