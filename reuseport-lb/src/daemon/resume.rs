@@ -60,8 +60,11 @@ impl Runner {
             .map_err(GroupError::Recover)?;
         let GroupState { group, configured, .. } = earlier;
         let found = |id| recovered.found(id);
-        let group =
-            group.resume(spec.stall_after, supervision(&spec), found, Instant::now()).pinned_to(cpus(&spec)?);
+        // The socket for notices is among what is handed over; otherwise a new one is made now.
+        let heard = handed.is_something();
+        let group = group
+            .resume(spec.stall_after, supervision(&spec), heard, found, Instant::now())
+            .pinned_to(cpus(&spec)?);
 
         let in_halves = datapath.moves_sockets();
         let ring = datapath.ring();

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Group, Process, Restart, Supervision, WEIGHT_RANGE, Wish, Worker, WorkerId};
+use super::{Group, Process, Ready, Restart, Supervision, WEIGHT_RANGE, Wish, Worker, WorkerId};
 use crate::{config::MAX_WORKERS, shared::Shared};
 
 /// What is found of a worker by the daemon that takes over.
@@ -66,11 +66,13 @@ impl Group {
         }
     }
 
-    /// Goes on with what was written down, in place of [`new`](Self::new), as `found` sees each worker.
+    /// Goes on with what was written down, in place of [`new`](Self::new), as `found` sees each worker. `heard` says
+    /// whether nothing is lost of what workers have said of themselves meanwhile.
     pub fn resume(
         mut self,
         stall_after: Duration,
         supervision: Supervision,
+        heard: bool,
         found: impl Fn(WorkerId) -> Found,
         now: Instant,
     ) -> Self {
@@ -81,7 +83,7 @@ impl Group {
             match (self.is_adopted, found(id)) {
                 (false, found) => {
                     if let Some(worker) = self.workers.get_mut(&id) {
-                        worker.resume(found, &self.supervision, now);
+                        worker.resume(found, &self.supervision, heard, now);
                     }
                 }
                 (true, Found { pid: Some(pid), open: true }) => self.passed_on(id, pid),
@@ -93,7 +95,7 @@ impl Group {
 }
 
 impl Worker {
-    fn resume(&mut self, found: Found, supervision: &Supervision, now: Instant) {
+    fn resume(&mut self, found: Found, supervision: &Supervision, heard: bool, now: Instant) {
         let Found { pid, open } = found;
         self.open = open;
         match (pid, self.pid()) {
@@ -110,7 +112,11 @@ impl Worker {
         }
         // It has closed its socket, which was the last handle on it: nothing comes to it any more.
         let runs = matches!(self.process, Process::Running { .. });
-        if runs && self.wish == Wish::Serve && !open && !supervision.self_bound {
+        let is_deaf = runs && self.wish == Wish::Serve && !open && !supervision.self_bound;
+        // It may have said that it is ready when nobody listened, and says so once. Nothing new comes to it until then.
+        let starts = matches!(self.process, Process::Starting { .. });
+        let is_unheard = starts && supervision.ready == Ready::Notify && !heard && !self.is_to_stop();
+        if is_deaf || is_unheard {
             let timeout = supervision.stop_timeout;
             self.begin_restart(Restart { at: now, timeout }, now);
         }
@@ -150,7 +156,7 @@ mod tests {
     }
 
     fn resume(group: Group, found: impl Fn(WorkerId) -> Found) -> Group {
-        group.resume(SECOND, Supervision::default(), found, Instant::now())
+        group.resume(SECOND, Supervision::default(), false, found, Instant::now())
     }
 
     fn all(id: WorkerId) -> Found {
@@ -205,6 +211,26 @@ mod tests {
             resume(saved, |id| if id.0 == 1 { Found { pid: Some(999), open: true } } else { all(id) });
         assert_eq!(resumed.worker(WorkerId(1)).unwrap().pid(), Some(999));
         assert_eq!(resumed.advance(Instant::now(), |_| Seen::default()), []);
+    }
+
+    #[test]
+    fn who_may_have_said_unheard_that_it_is_ready_is_exchanged() {
+        let supervision = Supervision { ready: Ready::Notify, ..Supervision::default() };
+        let saved = group(|group, now| {
+            group.supervise(supervision.clone());
+            group.ended(WorkerId(2), "crashed".into(), vec![], now);
+            group.started(WorkerId(2), 102, now);
+        });
+        let resume = |heard| saved.clone().resume(SECOND, supervision.clone(), heard, all, Instant::now());
+        let mut resumed = resume(false);
+        assert_eq!(
+            resumed.advance(Instant::now(), |_| Seen::default()),
+            [Action::Terminate(WorkerId(2))],
+            "the others were ready before"
+        );
+        resumed.ended(WorkerId(2), "ended".into(), vec![], Instant::now());
+        assert_eq!(resumed.advance(Instant::now(), |_| Seen::default()), [Action::Start(WorkerId(2))]);
+        assert_eq!(resume(true).advance(Instant::now(), |_| Seen::default()), []);
     }
 
     #[test]

@@ -127,7 +127,7 @@ fn is_taken_or_refused(bytes: &[u8]) -> Result<(), TestCaseError> {
             [Found::default(), Found { pid: Some(1), open: true }, Found { pid: Some(1), open: false }]
         {
             let mut group =
-                group.clone().resume(Duration::from_secs(1), Supervision::default(), |_| found, now);
+                group.clone().resume(Duration::from_secs(1), Supervision::default(), false, |_| found, now);
             for seconds in [0, 1, 60, 100_000] {
                 let now = now + Duration::from_secs(seconds);
                 group.advance(now, |_| Seen { idle: true, ..Seen::default() });
