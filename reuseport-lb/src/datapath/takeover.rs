@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya::{
@@ -14,8 +16,7 @@ use reuseport_lb_ebpf::{LAYOUT_VERSION, names};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, kernel::program, object::Object, offsets::Offsets, pins, pins::Earlier, programs::PROGRAMS,
-    trackers, watch,
+    Error, object::Object, offsets::Offsets, pins, pins::Earlier, programs::PROGRAMS, trackers, watch,
 };
 use crate::config::BpfLogLevel;
 
@@ -96,10 +97,30 @@ pub(super) fn load(
     if !kept.is_empty() {
         ebpf = object.load(&kept)?;
     }
-    for (_, name) in PROGRAMS {
-        program::<SkReuseport>(&mut ebpf, name)?.load().map_err(Error::program(name))?;
-    }
+    verify(&mut ebpf)?;
     Ok((ebpf, kept))
+}
+
+/// Loads the programs that pick, all at once: the kernel goes through each of them on the CPU that asks for it, and that
+/// is most of what a start takes.
+fn verify(ebpf: &mut Ebpf) -> Result<(), Error> {
+    thread::scope(|scope| {
+        let of_ours = |(name, program)| {
+            let (_, name) = PROGRAMS.iter().find(|(_, of_ours)| *of_ours == name)?;
+            Some((*name, program))
+        };
+        let loads: Vec<_> = ebpf
+            .programs_mut()
+            .filter_map(of_ours)
+            .map(|(name, program)| {
+                scope.spawn(move || {
+                    let program: &mut SkReuseport = program.try_into().map_err(Error::program(name))?;
+                    program.load().map_err(Error::program(name))
+                })
+            })
+            .collect();
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// The maps that an earlier daemon has pinned and that fit, by name, with their pins.
