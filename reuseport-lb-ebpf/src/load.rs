@@ -123,16 +123,28 @@ impl Loads {
         // SAFETY: an element of the map, which lives as long as the program; all its bits are integers.
         unsafe {
             Load {
+                accepted: (&raw const (*load).accepted).read_volatile(),
+                progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
+                backlog: (&raw const (*load).backlog).read_volatile(),
+                stalled: (&raw const (*load).stalled).read_volatile(),
+                ..self.connections(slot)
+            }
+        }
+    }
+
+    /// The part of it that is about connections, and how old it is.
+    #[inline(always)]
+    fn connections(self, slot: u32) -> Load {
+        let load = self.counters.of(slot);
+        // SAFETY: as in `snapshot`.
+        unsafe {
+            Load {
                 established: (&raw const (*load).established).read_volatile(),
                 closed: (&raw const (*load).closed).read_volatile(),
                 selected: (&raw const (*load).selected).read_volatile(),
                 migrated_in: (&raw const (*load).migrated_in).read_volatile(),
                 abandoned: (&raw const (*load).abandoned).read_volatile(),
-                accepted: (&raw const (*load).accepted).read_volatile(),
                 checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
-                progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
-                backlog: (&raw const (*load).backlog).read_volatile(),
-                stalled: (&raw const (*load).stalled).read_volatile(),
                 ..Load::default()
             }
         }
@@ -155,20 +167,7 @@ impl Loads {
     /// As [`get`](Self::get), for loops over all workers; see [`Load::balance_at`].
     #[inline(always)]
     pub(crate) fn balance(self, slot: u32) -> i64 {
-        let load = self.counters.of(slot);
-        // SAFETY: as in `snapshot`, of which this reads only what it needs.
-        let load = unsafe {
-            Load {
-                established: (&raw const (*load).established).read_volatile(),
-                closed: (&raw const (*load).closed).read_volatile(),
-                selected: (&raw const (*load).selected).read_volatile(),
-                migrated_in: (&raw const (*load).migrated_in).read_volatile(),
-                abandoned: (&raw const (*load).abandoned).read_volatile(),
-                checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
-                ..Load::default()
-            }
-        };
-        load.balance_at(self.now_ms)
+        self.connections(slot).balance_at(self.now_ms)
     }
 
     /// Open connections and handshakes of a slot.

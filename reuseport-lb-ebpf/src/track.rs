@@ -10,12 +10,12 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_TCP_CLOSE, bpf_sock,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
     },
     helpers::generated::bpf_get_socket_cookie,
     programs::SockOpsContext,
 };
+use reuseport_lb_ebpf::worker::Owner;
 
 use crate::{
     load::Counters,
@@ -36,22 +36,11 @@ pub(crate) fn run(ctx: &SockOpsContext) {
 /// A handshake that a client began has ended in a connection.
 #[inline(always)]
 fn established(ctx: &SockOpsContext) {
-    let sk = socket(ctx);
-    if sk.is_null() {
-        return;
-    }
-    // SAFETY: the kernel handed the socket to this run.
-    let owner = unsafe { OWNER.get(sk.cast()) };
-    let Some(counters) = Counters::get() else { return };
-    if owner.is_null() {
-        return;
-    }
+    let (Some(owner), Some(counters)) = (owner(ctx), Counters::get()) else { return };
     // Other programs may have asked for something too. Who cannot be told of the end is not counted.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         return;
     }
-    // SAFETY: socket storage lives as long as its socket, which is locked while this runs.
-    let owner = unsafe { &mut *owner };
     // Counted already when the program of an earlier daemon still runs beside this one.
     if owner.counted == 0 {
         owner.counted = 1;
@@ -62,18 +51,7 @@ fn established(ctx: &SockOpsContext) {
 /// A connection that is counted ends.
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
-    let sk = socket(ctx);
-    if sk.is_null() {
-        return;
-    }
-    // SAFETY: the kernel handed the socket to this run.
-    let owner = unsafe { OWNER.get(sk.cast()) };
-    let Some(counters) = Counters::get() else { return };
-    if owner.is_null() {
-        return;
-    }
-    // SAFETY: socket storage lives as long as its socket, which is locked while this runs.
-    let owner = unsafe { &mut *owner };
+    let (Some(owner), Some(counters)) = (owner(ctx), Counters::get()) else { return };
     if owner.counted == 0 {
         return;
     }
@@ -96,9 +74,14 @@ fn moved_to(ctx: &SockOpsContext, from: u32, counters: Counters) -> Option<u32> 
     Some(slot)
 }
 
-/// The socket, or null when it is not yet one: a handshake.
+/// What the socket remembers; none when it is not ours, or not yet a socket: a handshake.
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+fn owner(ctx: &SockOpsContext) -> Option<&mut Owner> {
     // SAFETY: the union has this one field.
-    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel handed the socket to this run, and has it locked. Its storage lives as long as it does.
+    unsafe { OWNER.get(sk.cast()).as_mut() }
 }
