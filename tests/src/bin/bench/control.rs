@@ -13,7 +13,7 @@ use reuseport_lb::{
     control::DrainRequest,
     datapath::Datapath as _,
     group::WorkerId,
-    policy::{Member, Policy, ring::Ring, shares},
+    policy::{Local, Member, Policy, ring::Ring, shares},
 };
 use reuseport_lb_tests::{Netns, binary};
 use serde::{Deserialize, Serialize};
@@ -58,9 +58,19 @@ pub(crate) struct Report {
     pub(crate) daemons: Vec<DaemonReport>,
 }
 
-/// What a daemon takes.
+/// What a daemon takes, and how long another one takes to follow it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DaemonReport {
+    pub(crate) resources: Resources,
+    /// From starting a daemon after the death of another to its first answer, with the workers taken over, in ms.
+    pub(crate) take_over_ms: Summary,
+    /// Of `reuseport-lb upgrade`, to the same version, from starting the process to its end.
+    pub(crate) upgrade_ms: Summary,
+}
+
+/// What a daemon takes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Resources {
     pub(crate) workers: u16,
     pub(crate) idle_cpu_percent: f64,
     pub(crate) idle_memory: Memory,
@@ -82,20 +92,18 @@ pub(crate) struct UnderLoad {
 /// Measures commands in the largest group, and what the daemon takes in it and in a small one.
 pub(crate) fn measure(scale: Scale, object: &Path) -> Result<Report> {
     let workers = scale.of(1024, 1024, 64);
-    let rounds = scale.rounds(100, 50);
+    let (rounds, successions) = (scale.rounds(100, 50), scale.rounds(11, 5));
     let watch = scale.of(Duration::from_secs(10), Duration::from_secs(3), Duration::from_millis(500));
     eprintln!("bench: the daemon, {FEW} workers");
     let few = in_netns(async |netns| {
         let (report, cluster) = daemon(&netns, FEW, watch, object).await?;
-        cluster.stop().await;
-        Ok(report)
+        succeeded(report, cluster, successions).await
     })?;
     eprintln!("bench: commands, {workers} workers");
     let (many, commands) = in_netns(async |netns| {
         let (report, cluster) = daemon(&netns, workers, watch, object).await?;
         let commands = commands(&cluster, rounds).await?;
-        cluster.stop().await;
-        Ok((report, commands))
+        Ok((succeeded(report, cluster, successions).await?, commands))
     })?;
     eprintln!("bench: tables, {workers} workers");
     let [rebuild_ms, compute_ms, grace_ms] = Netns::new().within(|| rebuild(workers, rounds))?;
@@ -121,7 +129,7 @@ async fn daemon(
     workers: u16,
     watch: Duration,
     object: &Path,
-) -> Result<(DaemonReport, Cluster)> {
+) -> Result<(Resources, Cluster)> {
     let cluster = Cluster::start(netns, workers, &[]).await?;
     cluster.set_policy(Policy::LeastLoaded).await?;
     let pid = cluster.daemon.process().pid;
@@ -134,7 +142,24 @@ async fn daemon(
     let idle_memory = Memory::of(pid)?;
 
     let load = if workers == FEW { Some(under_load(&cluster, pid, watch, &syscalls).await?) } else { None };
-    Ok((DaemonReport { workers, idle_cpu_percent, idle_memory, idle_syscalls_per_second, load }, cluster))
+    let report = Resources { workers, idle_cpu_percent, idle_memory, idle_syscalls_per_second, load };
+    Ok((report, cluster))
+}
+
+/// Lets one daemon follow another, and ends the last one.
+async fn succeeded(resources: Resources, mut cluster: Cluster, rounds: u32) -> Result<DaemonReport> {
+    let (mut take_over, mut upgrade) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        cluster.daemon.kill().await;
+        take_over.push(cluster.daemon.start_again(&[]).await.as_secs_f64() * 1_000.0);
+        let start = Instant::now();
+        cluster.daemon.tell(&["upgrade"]).await;
+        upgrade.push(ms(start));
+    }
+    let restarts: u64 = cluster.daemon.group().await.workers.iter().map(|worker| worker.restarts).sum();
+    ensure!(restarts == 0, "{restarts} workers were started again");
+    cluster.stop().await;
+    Ok(DaemonReport { resources, take_over_ms: Summary::of(take_over), upgrade_ms: Summary::of(upgrade) })
 }
 
 async fn under_load(cluster: &Cluster, pid: u32, watch: Duration, syscalls: &Syscalls) -> Result<UnderLoad> {
@@ -222,7 +247,7 @@ fn rebuild(workers: u16, rounds: u32) -> Result<[Summary; 3]> {
         ring.rebuild(&members);
         shares::schedule(&members, &mut schedule);
         computing.push(ms(start));
-        group::commit(&mut datapath, &members, &schedule, &ring)?;
+        group::commit(&mut datapath, &members, &schedule, &Local::default(), &ring)?;
         whole.push(ms(start));
         datapath.settle()?;
         grace.push(ms(start));
@@ -246,8 +271,9 @@ impl Report {
                 self.grace_ms.median
             )),
         ];
-        for daemon in &self.daemons {
+        for DaemonReport { resources: daemon, take_over_ms, .. } in &self.daemons {
             let at = |what: &str| format!("daemon, {} workers: {what}", daemon.workers);
+            goals.push(Goal::at_most(at("take-over"), 1_000.0, take_over_ms.median, " ms"));
             goals.push(Goal::at_most(at("CPU when idle"), 0.1, daemon.idle_cpu_percent, " %"));
             goals.push(Goal::at_most(
                 at("resident memory when idle"),
@@ -305,6 +331,8 @@ impl fmt::Display for Report {
         writeln!(f, "{table}\n\nThe daemon:\n")?;
         let mut table = tables::new([
             "workers",
+            "take-over, ms",
+            "upgrade, ms",
             "CPU idle, %",
             "memory idle, MiB",
             "of that anonymous",
@@ -314,10 +342,13 @@ impl fmt::Display for Report {
             "connections",
             "system calls for them",
         ]);
-        for DaemonReport { workers, idle_cpu_percent, idle_memory, idle_syscalls_per_second, load } in daemons
-        {
+        for DaemonReport { resources, take_over_ms, upgrade_ms } in daemons {
+            let Resources { workers, idle_cpu_percent, idle_memory, idle_syscalls_per_second, load } =
+                resources;
             let mut row = vec![
                 workers.to_string(),
+                take_over_ms.to_string(),
+                upgrade_ms.to_string(),
                 format!("{idle_cpu_percent:.3}"),
                 format!("{:.1}", idle_memory.resident_mib),
                 format!("{:.1}", idle_memory.anonymous_mib),

@@ -149,8 +149,8 @@ fn plot_unwell(report: &unwell::Report, path: &Path) -> Result<()> {
 
 fn plot_runtime(report: &runtime::Report, path: &Path) -> Result<()> {
     let Some(first) = report.groups.first() else { return Ok(()) };
-    let series = first.selection.iter().enumerate().map(|(index, policy)| Series {
-        name: policy.policy.to_string(),
+    let series = first.selection.iter().enumerate().map(|(index, first)| Series {
+        name: first.program.to_string(),
         values: report.groups.iter().map(|group| summary(group.selection[index].above_empty_ns)).collect(),
     });
     Plot {

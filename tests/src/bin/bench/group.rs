@@ -13,7 +13,8 @@ use aya::{
 };
 use reuseport_lb::{
     datapath::{self, Datapath as _, KernelDatapath, Selection},
-    policy::{BalanceFactor, HashOn, Local, Member, Policy, ring::Ring, shares},
+    policy::{BalanceFactor, HashOn, Local, Member, Program, ring::Ring, shares},
+    worker::affinity,
 };
 
 use socket2::Socket;
@@ -29,6 +30,8 @@ pub(crate) const TRACK_NOTHING: &str = "track_nothing";
 const SEED: u64 = 0x5eed_5eed_5eed_5eed;
 /// The daemon's own default, so that the price of looking at accept queues is in the figures.
 const STALL_AFTER: Duration = Duration::from_millis(50);
+/// The one that the documentation recommends.
+const BALANCE_FACTOR: f64 = 1.25;
 
 /// Loads what a daemon loads for a group of these sockets, all eligible and of the same weight. No selection program
 /// runs before one is attached; the one that counts connections does.
@@ -44,8 +47,15 @@ pub(crate) fn load(sockets: &[Socket]) -> Result<KernelDatapath> {
     ring.rebuild(&members);
     let mut schedule = Vec::new();
     shares::schedule(&members, &mut schedule);
-    commit(&mut datapath, &members, &schedule, &ring)?;
+    commit(&mut datapath, &members, &schedule, &pinned_by_turns(&members)?, &ring)?;
     Ok(datapath)
+}
+
+/// For each CPU that this process may use its part of the members, as with `--pin-workers`.
+fn pinned_by_turns(members: &[Member]) -> Result<Local> {
+    let cpus = affinity::allowed().context("the CPUs of this process")?;
+    let pinned = members.iter().zip(cpus.iter().cycle()).map(|(member, cpu)| (member.slot, *cpu)).collect();
+    Ok(Local::new(members, &pinned))
 }
 
 /// Lets the programs pick among `members`, as a daemon does by default.
@@ -53,14 +63,15 @@ pub(crate) fn commit(
     datapath: &mut KernelDatapath,
     members: &[Member],
     shares: &[u16],
+    local: &Local,
     ring: &Ring,
 ) -> Result<()> {
     Ok(datapath.commit(&Selection {
         members,
         shares,
         ring: ring.as_slice(),
-        local: &Local::default(),
-        balance_factor: BalanceFactor::MAX,
+        local,
+        balance_factor: BalanceFactor::try_from(BALANCE_FACTOR)?,
         hash_on: [HashOn::Flow; 2],
         refuse: false,
         stall_after: STALL_AFTER,
@@ -112,9 +123,9 @@ impl Group {
         selector.attach(any_socket(&self.listeners)?).context(SELECT_NOTHING)
     }
 
-    /// Lets the program of a policy run for the group.
-    pub(crate) fn attach(&mut self, policy: Policy) -> Result<()> {
-        Ok(self.datapath.attach(policy.into(), any_socket(&self.listeners)?)?)
+    /// Lets one of the project's programs run for the group.
+    pub(crate) fn attach(&mut self, program: Program) -> Result<()> {
+        Ok(self.datapath.attach(program, any_socket(&self.listeners)?)?)
     }
 
     /// Makes, takes and closes `n` connections.

@@ -7,7 +7,8 @@
 use std::{fmt, path::Path};
 
 use anyhow::{Result, ensure};
-use reuseport_lb::policy::Policy;
+use clap::ValueEnum as _;
+use reuseport_lb::policy::{Policy, Program};
 use reuseport_lb_ebpf::names::TRACK_CONNECTIONS;
 use reuseport_lb_tests::Netns;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,6 @@ use crate::{
     group::{Group, SELECT_NOTHING, TRACK_NOTHING},
     machine::Machine,
     samples::Summary,
-    steering::policies,
     tables,
     traffic::Close,
 };
@@ -44,14 +44,14 @@ pub(crate) struct GroupReport {
     pub(crate) workers: u16,
     /// What the kernel says that an empty selection program takes.
     empty_ns: Summary,
-    pub(crate) selection: Vec<PolicyReport>,
+    pub(crate) selection: Vec<ProgramReport>,
     tracker: TrackerReport,
 }
 
-/// The selection program of one policy.
+/// One selection program.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct PolicyReport {
-    pub(crate) policy: Policy,
+pub(crate) struct ProgramReport {
+    pub(crate) program: Program,
     pub(crate) above_empty_ns: Summary,
 }
 
@@ -78,36 +78,36 @@ pub(crate) fn measure(scale: Scale, baseline: &Path) -> Result<Report> {
 fn measure_group(workers: u16, rounds: u32, turns: u32, baseline: &Path) -> Result<GroupReport> {
     let mut group = Group::new(workers, baseline)?;
     let counters = Counters::enable()?;
-    let policies = policies();
+    let programs = programs();
 
     let mut empty_ns = Vec::new();
-    let mut policies_ns = vec![Vec::new(); policies.len()];
+    let mut programs_ns = vec![Vec::new(); programs.len()];
     let mut trackers = Vec::new();
     for _ in 0..rounds {
         let mut nothing = Runs::default();
-        let mut totals = vec![Runs::default(); policies.len()];
+        let mut totals = vec![Runs::default(); programs.len()];
         for _ in 0..turns {
             group.attach_nothing()?;
             nothing += turn(&group, &counters, SELECT_NOTHING)?;
-            for (policy, total) in policies.iter().zip(&mut totals) {
-                group.attach(*policy)?;
-                *total += turn(&group, &counters, &program_of(*policy))?;
+            for (program, total) in programs.iter().zip(&mut totals) {
+                group.attach(*program)?;
+                *total += turn(&group, &counters, &name_of(*program))?;
             }
         }
         empty_ns.push(nothing.mean_ns());
-        for (total, ns) in totals.iter().zip(&mut policies_ns) {
+        for (total, ns) in totals.iter().zip(&mut programs_ns) {
             ns.push(total.mean_ns() - nothing.mean_ns());
         }
-        group.attach(Policy::ConsistentHash)?;
+        group.attach(Policy::ConsistentHash.into())?;
         trackers.push(track(&group, &counters, turns.div_ceil(4) * TURN)?);
     }
     Ok(GroupReport {
         workers,
         empty_ns: Summary::of(empty_ns),
-        selection: policies
+        selection: programs
             .into_iter()
-            .zip(policies_ns)
-            .map(|(policy, ns)| PolicyReport { policy, above_empty_ns: Summary::of(ns) })
+            .zip(programs_ns)
+            .map(|(program, ns)| ProgramReport { program, above_empty_ns: Summary::of(ns) })
             .collect(),
         tracker: TrackerReport {
             runs_per_connection: Summary::of(trackers.iter().map(|(runs, _)| *runs)),
@@ -136,9 +136,21 @@ fn track(group: &Group, counters: &Counters, connections: u32) -> Result<(f64, f
     Ok((runs, (tracker.time_ns as f64 - nothing.mean_ns() * tracker.runs as f64) / f64::from(connections)))
 }
 
-/// The name of a policy's program.
-fn program_of(policy: Policy) -> String {
-    format!("select_{}", policy.as_str().replace('-', "_"))
+/// All programs that pick.
+fn programs() -> Vec<Program> {
+    let mut programs: Vec<Program> = Policy::value_variants()
+        .iter()
+        .filter(|policy| **policy != Policy::Kernel)
+        .map(|policy| Program::from(*policy))
+        .collect();
+    programs.push(Program { policy: Policy::ConsistentHash, bounded: true });
+    programs
+}
+
+/// The name of a program in the kernel.
+fn name_of(Program { policy, bounded }: Program) -> String {
+    let bounded = if bounded { "bounded_" } else { "" };
+    format!("select_{bounded}{}", policy.as_str().replace('-', "_"))
 }
 
 impl Report {
@@ -160,7 +172,7 @@ impl Report {
                 let ns = group
                     .selection
                     .iter()
-                    .find(|report| report.policy == policy)
+                    .find(|report| report.program == policy.into())
                     .map(|report| report.above_empty_ns.median);
                 if let Some(ns) = ns {
                     goals.push(Goal::at_most(
@@ -191,9 +203,9 @@ impl fmt::Display for Report {
         let mut header = vec!["workers".to_owned()];
         header.extend(groups.iter().map(|group| group.workers.to_string()));
         let mut table = tables::new(header);
-        let policies = groups.first().map_or(0, |group| group.selection.len());
-        for index in 0..policies {
-            let mut row = vec![groups[0].selection[index].policy.to_string()];
+        let programs = groups.first().map_or(0, |group| group.selection.len());
+        for index in 0..programs {
+            let mut row = vec![groups[0].selection[index].program.to_string()];
             row.extend(groups.iter().map(|group| group.selection[index].above_empty_ns.to_string()));
             table.add_row(row);
         }
