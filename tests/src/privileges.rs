@@ -30,9 +30,12 @@ impl Privileges {
     /// Those of each thread of a process.
     pub fn of_threads(pid: u32) -> Vec<Self> {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads of a process");
-        let statuses =
-            threads.map(|thread| fs::read_to_string(thread.expect("a thread").path().join("status")));
-        statuses.map(|status| Self::parse(&status.expect("the status of a thread"))).collect()
+        // A thread that has ended meanwhile has none.
+        let statuses = threads
+            .filter_map(|thread| fs::read_to_string(thread.expect("a thread").path().join("status")).ok());
+        let all: Vec<Self> = statuses.map(|status| Self::parse(&status)).collect();
+        assert!(!all.is_empty(), "process {pid} has no thread");
+        all
     }
 
     fn parse(status: &str) -> Self {

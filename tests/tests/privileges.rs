@@ -71,22 +71,32 @@ fn plain() -> Privileges {
     plain
 }
 
-fn assert_threads(pid: u32, expected: &Privileges, whose: &str) {
+fn assert_threads(pid: u32, expected: &Privileges) {
     for thread in Privileges::of_threads(pid) {
-        assert_eq!(thread, *expected, "a thread of {whose}: {thread:x?}");
+        assert_eq!(thread, *expected, "a thread of the daemon: {thread:x?}");
     }
+}
+
+/// Some workers count as ready as soon as they have been started: before they have become what they are to be.
+async fn assert_worker(pid: Option<u32>, expected: &Privileges) {
+    let pid = pid.expect("a process");
+    eventually("each thread of the worker has what it is to have", async || {
+        let threads = Privileges::of_threads(pid);
+        if threads.iter().all(|thread| thread == expected) { Ok(()) } else { Err(format!("{threads:x?}")) }
+    })
+    .await;
 }
 
 /// That each thread of the daemon has just this, and after it has started workers and passed on what they write as well.
 async fn assert_daemon(daemon: &Daemon, expected: &Privileges) {
     daemon.tell(&["restart", "0"]).await;
     connections(&daemon.client(), 50, 4).await.assert_nothing_failed();
-    assert_threads(daemon.process().pid, expected, "the daemon");
+    assert_threads(daemon.process().pid, expected);
 }
 
 async fn assert_workers(daemon: &Daemon, expected: &Privileges) {
     for worker in daemon.group().await.workers {
-        assert_threads(worker.pid.expect("a process"), expected, "a worker");
+        assert_worker(worker.pid, expected).await;
     }
 }
 
@@ -153,7 +163,7 @@ fn adopting_takes_what_it_takes_to_look_into_processes() {
         let kept = capabilities(&[&ALWAYS[..], &OTHERS].concat());
         let expected =
             Privileges { permitted: kept, effective: kept, bounding: kept, no_new_privs: true, ..plain() };
-        assert_threads(daemon.process().pid, &expected, "the daemon");
+        assert_threads(daemon.process().pid, &expected);
         daemon.stop().await;
         drop((server, further));
     });
@@ -351,7 +361,7 @@ fn beside_roots_workers_other_users_may_come() {
         })
         .await;
         let nothing = Privileges { permitted: 0, effective: 0, ..plain() };
-        assert_threads(second.worker(0).pid.expect("a process"), &nothing, "the worker");
+        assert_worker(second.worker(0).pid, &nothing).await;
         daemon.stop().await;
     });
 }

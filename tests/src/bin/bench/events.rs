@@ -143,7 +143,7 @@ async fn supervised(netns: &Arc<Netns>, event: Event, time: Duration) -> Result<
         let mut times = 0;
         while Instant::now() < end {
             let id = WorkerId(u16::try_from(times % u32::from(WORKERS))?);
-            cause(&cluster, event, times, id).await?;
+            cause(&cluster, event, times, id, end).await?;
             times += 1;
         }
         Ok(times)
@@ -153,25 +153,25 @@ async fn supervised(netns: &Arc<Netns>, event: Event, time: Duration) -> Result<
     Ok(result)
 }
 
-/// Lets the event happen once, and waits until its effect is there.
-async fn cause(cluster: &Cluster, event: Event, times: u32, id: WorkerId) -> Result<()> {
+/// Lets the event happen once, and waits until its effect is there, and for more of the load, which comes until `end`.
+async fn cause(cluster: &Cluster, event: Event, times: u32, id: WorkerId, end: Instant) -> Result<()> {
     let active = |group: &GroupStatus| group.all_active();
     match event {
         Event::Switch => {
             let policies = crate::steering::policies();
             cluster.set_policy(policies[times as usize % policies.len()]).await?;
-            go_on(cluster).await;
+            go_on(cluster, end).await;
         }
         Event::Weigh => {
             let weight = 1 + u16::try_from(times % 5)?;
             cluster.client.set_weight(None, id, weight).await.context("weight")?;
-            go_on(cluster).await;
+            go_on(cluster, end).await;
         }
         Event::Drain => {
             cluster.client.drain(None, id, DrainRequest::default()).await.context("drain")?;
-            go_on(cluster).await;
+            go_on(cluster, end).await;
             cluster.client.undrain(None, id).await.context("undrain")?;
-            go_on(cluster).await;
+            go_on(cluster, end).await;
         }
         Event::Restart => {
             let stop = DrainRequest { stop: true, ..DrainRequest::default() };
@@ -194,10 +194,10 @@ async fn cause(cluster: &Cluster, event: Event, times: u32, id: WorkerId) -> Res
     Ok(())
 }
 
-/// Waits until some more connections have been picked for.
-async fn go_on(cluster: &Cluster) {
+/// Waits until some more connections have been picked for, or there will be no more.
+async fn go_on(cluster: &Cluster, end: Instant) {
     let before = cluster.daemon.group().await.outcomes.selected;
-    let more = |group: &GroupStatus| group.outcomes.selected >= before + BETWEEN;
+    let more = |group: &GroupStatus| group.outcomes.selected >= before + BETWEEN || Instant::now() >= end;
     cluster.daemon.wait("connections go on", more).await;
 }
 
