@@ -76,7 +76,7 @@ fn moved_to(ctx: &SockOpsContext, from: u32, counters: Counters) -> Option<u32> 
 
 /// What the socket remembers; none when it is not ours, or not yet a socket: a handshake.
 #[inline(always)]
-fn owner(ctx: &SockOpsContext) -> Option<&mut Owner> {
+fn owner<'a>(ctx: &SockOpsContext) -> Option<&'a mut Owner> {
     // SAFETY: the union has this one field.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {

@@ -43,11 +43,12 @@ fn a_process_with_the_same_number_is_left_alone() {
     });
 }
 
-/// What a daemon leaves behind that dies between two steps: a process that was started and not written down.
+/// What a daemon leaves behind that dies between two steps: a process that was started and not written down. It is kept
+/// where nobody waits for it to say that it is ready; otherwise it may have said so to nobody (`interrupted.rs`).
 #[test]
 fn a_process_that_nobody_wrote_down_is_found() {
     in_netns(async |netns| {
-        let mut daemon = Launch::policy("hash").workers(2).start(&netns).await;
+        let mut daemon = Launch::policy("hash").workers(2).arg("--ready=exec").start(&netns).await;
         let before = daemon.group().await;
         daemon.kill().await;
         let written = StateFile::of(daemon.control()).expect("this boot").read();
