@@ -15,7 +15,7 @@ use axum::{
 use rustix::{fs::Mode, process::geteuid};
 use tokio::net::{UnixStream, unix::UCred};
 
-use super::server::ApiError;
+use super::routes::ApiError;
 use crate::config::UserGroup;
 
 /// Who may use the control socket, besides root and the daemon's own user.

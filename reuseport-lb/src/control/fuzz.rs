@@ -7,7 +7,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-use super::{server, testing};
+use super::{routes, server, testing};
 use crate::{control::Status, daemon, fuzz};
 
 /// A clock that goes on by itself when all that is left is to wait, so that no time-out takes time.
@@ -23,7 +23,7 @@ async fn answer(input: &[u8]) -> (Vec<u8>, Status) {
     let handle = testing::FakeDaemon::handle(testing::status());
     // More than any input and all answers to it.
     let (client, server) = duplex(1024 * 1024);
-    let service = TowerToHyperService::new(server::router(handle.clone()));
+    let service = TowerToHyperService::new(routes::router(handle.clone()));
     let serving = server::http().serve_connection(TokioIo::new(server), service);
     let (mut read, mut write) = split(client);
     let mut output = Vec::new();

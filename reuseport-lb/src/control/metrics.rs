@@ -19,7 +19,10 @@ use axum::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-use super::server::{ApiError, Listener, no_route, serve_on, wrong_method};
+use super::{
+    routes::{ApiError, no_route, wrong_method},
+    server::{Listener, serve_on},
+};
 use crate::{
     daemon::{Handle, Request, RequestError},
     stats::{self, Format},

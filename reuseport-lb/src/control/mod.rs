@@ -37,6 +37,7 @@ pub mod client;
 #[cfg(test)]
 mod fuzz;
 pub mod metrics;
+mod routes;
 pub mod server;
 mod socket;
 #[cfg(test)]
