@@ -2,6 +2,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -138,9 +139,23 @@ fn is_taken_or_refused(bytes: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// A file with a state and two changes.
 fn good() -> Vec<u8> {
-    let file = StateFile::of(&PathBuf::from("/nonexistent/control.sock")).unwrap();
-    serde_json::to_vec(&state(&file)).unwrap()
+    static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = file(folder.path());
+        let mut state = state(&file);
+        file.write(state.clone()).unwrap();
+        state.groups[0].group.set_policy(Policy::LeastLoaded.into()).unwrap();
+        file.write(state.clone()).unwrap();
+        state.groups[0].group.set_weight(WorkerId(1), 7).unwrap();
+        state.groups[0].sockets.remove(&WorkerId(2));
+        file.write(state).unwrap();
+        let bytes = fs::read(file.path()).unwrap();
+        assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 3);
+        bytes
+    });
+    GOOD.clone()
 }
 
 proptest! {
