@@ -68,6 +68,22 @@ fn one_group_may_do_everything() {
     });
 }
 
+/// The daemon is root, and so would be the program that it becomes.
+#[test]
+fn a_group_may_upgrade_the_daemon_and_not_to_a_program_of_its_own() {
+    in_netns(async |netns| {
+        let launch = Launch::policy("hash").arg("--control-group").arg(CONTROL.to_string());
+        let daemon = launch.start(&netns).await;
+        let own = program_for_all(&daemon).display().to_string();
+        let refused = as_user(&daemon, CONTROL, &[], &["upgrade", "--binary", &own]).await;
+        refused.failed_with(&["not permitted", "root", "--binary"]);
+        assert_eq!(daemon.status().await.generation, 1);
+        as_user(&daemon, CONTROL, &[], &["upgrade"]).await.succeeded();
+        assert_eq!(daemon.status().await.generation, 2);
+        daemon.stop().await;
+    });
+}
+
 #[test]
 fn another_group_may_look_and_change_nothing() {
     in_netns(async |netns| {

@@ -216,7 +216,7 @@ pub struct DaemonFlags {
     /// Where BPF programs and maps are pinned [default: /sys/fs/bpf/reuseport-lb]
     #[arg(long, value_name = "PATH")]
     pin_dir: Option<PathBuf>,
-    /// The users of this group may use the control socket, as root may
+    /// The users of this group may use the control socket, as root may, but for `upgrade --binary`
     #[arg(long, value_name = "GROUP", value_parser = values::user_group)]
     control_group: Option<UserGroup>,
     /// The users of this group may see by the control socket what there is, and change nothing

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::Request,
     http::{Method, StatusCode},
     middleware::{Next, from_fn},
@@ -21,7 +21,7 @@ use crate::config::UserGroup;
 /// Who may use the control socket, besides root and the daemon's own user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// These users may do everything.
+    /// These users may do everything, but for naming programs that the daemon is to run.
     pub control: Option<UserGroup>,
     /// These users may look.
     pub readonly: Option<UserGroup>,
@@ -31,9 +31,15 @@ pub struct Access {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Right {
     Everything,
+    Operating,
     Looking,
     Nothing,
 }
+
+/// Goes with the requests of those who may operate the daemon, and are neither root nor its own user: what they name must
+/// not run with its rights.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operator;
 
 impl Access {
     /// The mode that the socket's file needs, and the group that it is given to.
@@ -59,8 +65,10 @@ impl Access {
                 Right::Nothing
             }
         };
-        if right == Right::Everything {
-            return router.clone();
+        match right {
+            Right::Everything => return router.clone(),
+            Right::Operating => return router.clone().layer(Extension(Operator)),
+            Right::Looking | Right::Nothing => {}
         }
         let access = self.clone();
         router.clone().layer(from_fn(move |request: Request, next: Next| {
@@ -76,8 +84,10 @@ impl Access {
 
     fn right(&self, peer: &Peer) -> Right {
         let is_in = |group: &Option<UserGroup>| group.as_ref().is_some_and(|group| peer.is_in(group.id));
-        if peer.uid == 0 || peer.uid == geteuid().as_raw() || is_in(&self.control) {
+        if peer.uid == 0 || peer.uid == geteuid().as_raw() {
             Right::Everything
+        } else if is_in(&self.control) {
+            Right::Operating
         } else if is_in(&self.readonly) {
             Right::Looking
         } else {
@@ -87,7 +97,7 @@ impl Access {
 
     fn refusal(&self, right: &Right, method: &Method) -> Option<String> {
         match right {
-            Right::Everything => None,
+            Right::Everything | Right::Operating => None,
             Right::Looking if *method == Method::GET || *method == Method::HEAD => None,
             Right::Looking => {
                 Some(format!("not permitted: you may look and change nothing, which is for {self}"))
@@ -156,11 +166,11 @@ mod tests {
         let peer = |uid, gid, groups: &[u32]| Peer { uid, gid, groups: groups.to_vec() };
         for (peer, right) in [
             (peer(0, 0, &[]), Right::Everything),
-            (peer(99_999, 10, &[]), Right::Everything),
-            (peer(99_999, 1, &[5, 10]), Right::Everything),
+            (peer(99_999, 10, &[]), Right::Operating),
+            (peer(99_999, 1, &[5, 10]), Right::Operating),
             (peer(99_999, 20, &[]), Right::Looking),
             (peer(99_999, 1, &[20]), Right::Looking),
-            (peer(99_999, 20, &[10]), Right::Everything),
+            (peer(99_999, 20, &[10]), Right::Operating),
             (peer(99_999, 1, &[2]), Right::Nothing),
         ] {
             assert_eq!(access.right(&peer), right, "{peer:?}");
@@ -180,6 +190,7 @@ mod tests {
             (Right::Looking, Method::POST, false),
             (Right::Looking, Method::DELETE, false),
             (Right::Nothing, Method::GET, false),
+            (Right::Operating, Method::DELETE, true),
             (Right::Everything, Method::DELETE, true),
         ] {
             assert_eq!(access.refusal(&right, &method).is_none(), allowed, "{right:?} {method}");

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Display, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, HttpBody as _, to_bytes},
     extract::{FromRequestParts, Path as UrlPath, Request, State},
     http::{Method, StatusCode, Uri, request::Parts},
@@ -14,6 +14,7 @@ use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use super::access::Operator;
 use crate::{
     config::values,
     control::{
@@ -141,11 +142,16 @@ async fn reload(State(daemon): State<Handle>, request: Request) -> Result<Json<R
 
 async fn upgrade(
     State(daemon): State<Handle>,
+    operator: Option<Extension<Operator>>,
     request: Request,
 ) -> Result<(StatusCode, Json<UpgradeStatus>), ApiError> {
     let request: UpgradeRequest = read_optional_json(request).await?;
     if request.binary.as_ref().is_some_and(|path| !path.is_absolute()) {
         return Err(ApiError::malformed("binary is not an absolute path"));
+    }
+    if request.binary.is_some() && operator.is_some() {
+        let why = "not permitted: which program the daemon becomes, root alone may say; leave --binary out, or run it with sudo";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, why.to_owned()));
     }
     let begun = daemon.ask(|reply| daemon::Request::Upgrade(request, reply)).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)))
