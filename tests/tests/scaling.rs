@@ -113,16 +113,16 @@ fn open_connections_are_finished_by_a_worker_that_goes() {
 #[test]
 fn who_was_to_go_and_is_kept_is_in_no_reload_s_way() {
     in_netns(async |netns| {
-        let config = |workers: u16, weight: u16| {
+        let config = |workers: u16, weights: &[u16]| {
             format!(
                 "[groups.web]\nlisten = \"127.0.0.1:8080\"\npolicy = \"round-robin\"\nstall-after = 0\n\
-                 workers = {workers}\nweights = [{weight}]\n"
+                 workers = {workers}\nweights = {weights:?}\n"
             )
         };
         let ids = async |daemon: &Daemon| -> Vec<u16> {
             daemon.group().await.workers.iter().map(|worker| worker.id.0).collect()
         };
-        let daemon = Launch::config(&config(4, 1)).start(&netns).await;
+        let daemon = Launch::config(&config(4, &[1])).start(&netns).await;
         let held = hold(&daemon.client(), 40).await;
         assert!((0..4).all(|id| held.iter().any(|(_, worker)| *worker == id)), "each has a connection");
         daemon.tell(&["scale", "1", "--no-wait"]).await;
@@ -131,16 +131,27 @@ fn who_was_to_go_and_is_kept_is_in_no_reload_s_way() {
         daemon.wait("the two others have gone", |group| group.workers.len() == 2).await;
         assert_eq!(ids(&daemon).await, [0, 3]);
 
-        daemon.configure(&config(2, 5));
+        daemon.configure(&config(2, &[5, 7]));
         daemon.tell(&["reload"]).await;
         let group = daemon.group().await;
         assert_eq!([group.worker(0).weight, group.worker(3).weight], [5, 1]);
         assert_eq!((ids(&daemon).await, sockets(&daemon).await), (vec![0, 3], 2));
+        // The second weight is nobody's, so nothing is left to change.
+        for again in [&["reload", "--dry-run"][..], &["reload"]] {
+            assert_eq!(daemon.tell(again).await.stdout, "nothing to change\n");
+        }
+        let told = daemon.cli(&["weight", "1", "2"]).await;
+        told.failed_with(&["there is no worker 1 in group web; its workers are 0, 3"]);
+        let answer =
+            daemon.control_request("PUT", "/v1/groups/-/workers/1/drain", b"").await.expect("an answer");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert_eq!((answer.status, &*text), (404, r#"{"error":"there is no worker 1; there is: 0, 3"}"#));
 
-        daemon.configure(&config(3, 5));
+        daemon.configure(&config(3, &[5, 7]));
         daemon.tell(&["reload"]).await;
         daemon.wait("it has gone, too", |group| group.workers.len() == 3 && group.all_active()).await;
         assert_eq!((ids(&daemon).await, sockets(&daemon).await), (vec![0, 1, 2], 3));
+        assert_eq!(daemon.group().await.worker(1).weight, 7);
         daemon.stop().await;
     });
 }

@@ -10,7 +10,7 @@ use super::{env::Env, render, target};
 use crate::{
     config::values,
     control::{AtWorker, FailedWorker, GroupStatus, OperationState, OperationStatus, client::Client},
-    group::{Kind, Stage, WorkerId, WorkerState},
+    group::{Kind, Stage, WorkerId, WorkerState, id_ranges},
 };
 
 /// What each command has that begins one.
@@ -168,7 +168,7 @@ fn failure(operation: &OperationStatus, group: &GroupStatus) -> String {
     };
     let rest: Vec<_> = group.workers.iter().map(|worker| worker.id).filter(|id| !touched(id)).collect();
     if operation.kind == Kind::Restart && !rest.is_empty() {
-        let _ = write!(text, "; left as they were: {}", render::id_ranges(rest));
+        let _ = write!(text, "; left as they were: {}", id_ranges(rest));
     }
     text
 }

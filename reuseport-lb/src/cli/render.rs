@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::env::Env;
 use crate::{
     control::{FailedWorker, GroupStatus, OperationState, OperationStatus, Outcomes, Stalls, WorkerStatus},
-    group::{WorkerId, WorkerState},
+    group::{WorkerId, WorkerState, id_ranges},
 };
 
 /// Prints a value as the JSON that scripts read.
@@ -176,22 +176,6 @@ pub(super) fn connections(worker: &WorkerStatus) -> String {
     format!("{} active, {} queued", worker.connections.active, worker.connections.queued)
 }
 
-/// `0-3`, `0-1, 4`: worker ids that follow each other, drawn together.
-pub(super) fn id_ranges(ids: impl IntoIterator<Item = WorkerId>) -> String {
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for WorkerId(id) in ids {
-        match ranges.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
-            _ => ranges.push((id, id)),
-        }
-    }
-    let ranges = ranges.into_iter().map(|(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    });
-    ranges.collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,15 +223,5 @@ outcomes: 30 selected, 0 retried, 0 fallback, 0 dropped, 0 migrated, 0 stray
         let table = group(&status.groups[0]);
         let fields = |line: usize| table.lines().nth(2 + line).expect("a line").split_whitespace().nth(4);
         assert_eq!([fields(0), fields(1), fields(2)], [Some("CPU"), Some("-"), Some("7")]);
-    }
-
-    #[test]
-    fn ids_that_follow_each_other_are_drawn_together() {
-        let render = |ids: &[u16]| id_ranges(ids.iter().copied().map(WorkerId));
-        assert_eq!(render(&[]), "");
-        assert_eq!(render(&[0]), "0");
-        assert_eq!(render(&[0, 1, 2, 3]), "0-3");
-        assert_eq!(render(&[0, 1, 4, 6, 7]), "0-1, 4, 6-7");
-        assert_eq!(render(&[u16::MAX]), "65535");
     }
 }

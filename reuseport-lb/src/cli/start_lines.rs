@@ -8,11 +8,10 @@ use std::{
     path::Path,
 };
 
-use super::render;
 use crate::{
     config::{GroupSpec, Sockets, WorkerCommand},
     control,
-    group::WorkerId,
+    group::{WorkerId, id_ranges},
 };
 
 /// Where, how and who for each group, by what to control them, and what to try next: five lines for one group.
@@ -33,7 +32,7 @@ impl Display for StartLines<'_> {
             let GroupSpec { name, listen, sockets, policy, command, .. } = spec;
             let ids = (self.workers)(spec);
             let workers = ids.len();
-            let ids = render::id_ranges(ids);
+            let ids = id_ranges(ids);
             writeln!(f, "listening   {listen} (tcp, group {name})")?;
             writeln!(f, "policy      {policy}")?;
             match command {

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{
     config::values,
     control::{GroupStatus, Status, WorkerStatus},
-    group::WorkerId,
+    group::{WorkerId, id_ranges},
 };
 
 #[derive(Clone, Debug, Args)]
@@ -46,7 +46,7 @@ impl Group {
             format!(
                 "there is no worker {id} in group {}; its workers are {}",
                 group.name,
-                super::render::id_ranges(group.workers.iter().map(|worker| worker.id))
+                id_ranges(group.workers.iter().map(|worker| worker.id))
             )
         })
     }

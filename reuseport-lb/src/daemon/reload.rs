@@ -200,8 +200,9 @@ impl Runner {
         if group.is_adopted() {
             return GroupSpec { policy: group.policy(), ..spec.clone() };
         }
-        let weight = |id| group.worker(WorkerId(id)).map_or(1, |worker| worker.weight);
-        let weights = (0..group.size()).map(weight);
+        // Where the ids have a gap, nobody is there whose weight could be another one.
+        let weight = |id| group.worker(id).map_or_else(|_| spec.weight(id), |worker| worker.weight);
+        let weights = (0..group.size()).map(WorkerId).map(weight);
         GroupSpec {
             workers: group.size(),
             policy: group.policy(),

@@ -15,7 +15,7 @@ pub use refusal::Refusal;
 pub use resume::Found;
 pub use supervision::{Seen, Supervision};
 pub use watchdog::Watchdog;
-pub use words::{MAX_WORKERS, Ready, WEIGHT_RANGE, WorkerId, WorkerState};
+pub use words::{MAX_WORKERS, Ready, WEIGHT_RANGE, WorkerId, WorkerState, id_ranges};
 pub use worker::{Wish, Worker};
 
 use serde::{Deserialize, Serialize};
@@ -133,12 +133,14 @@ impl Group {
     }
 
     fn worker_mut(&mut self, id: WorkerId) -> Result<&mut Worker, Refusal> {
-        let refusal = self.no_such(id);
-        self.workers.get_mut(&id).ok_or(refusal)
+        if !self.workers.contains_key(&id) {
+            return Err(self.no_such(id));
+        }
+        self.workers.get_mut(&id).ok_or(Refusal::NoSuchWorker(id, String::new()))
     }
 
     fn no_such(&self, id: WorkerId) -> Refusal {
-        Refusal::NoSuchWorker(id, self.workers.last_key_value().map_or(WorkerId(0), |(last, _)| *last))
+        Refusal::NoSuchWorker(id, id_ranges(self.workers.keys().copied()))
     }
 
     /// How processes are looked after from now on; those that run keep what they were started with.

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Process, Ready, Refusal, Restart, Wish, Worker, WorkerId};
+use super::{Group, Process, Ready, Refusal, Restart, Wish, Worker, WorkerId, id_ranges};
 use crate::policy::Policy;
 
 /// What an operation does.
@@ -219,8 +219,9 @@ impl Group {
             if self.program.policy == Policy::Kernel {
                 return Err(Refusal::KernelCannotDrain);
             }
-            if !self.workers.iter().any(|(id, worker)| remains(id) && worker.serves()) {
-                return Err(Refusal::NobodyRemains(WorkerId(workers - 1)));
+            let remaining = self.workers().filter(|(id, _)| remains(id));
+            if !remaining.clone().any(|(_, worker)| worker.serves()) {
+                return Err(Refusal::NobodyRemains(id_ranges(remaining.map(|(id, _)| id))));
             }
         }
         let mut operation = self.new_operation(Kind::Scale, super::MAX_WORKERS, timeout, now)?;

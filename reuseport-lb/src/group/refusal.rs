@@ -5,9 +5,9 @@ use super::{WEIGHT_RANGE, WorkerId, WorkerState, operation::Kind};
 /// Why a change makes no sense at present. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// There is no such worker.
-    #[error("no worker {0}; there are workers 0 to {1}")]
-    NoSuchWorker(WorkerId, WorkerId),
+    /// There is no such worker, but these.
+    #[error("there is no worker {0}; there is: {1}")]
+    NoSuchWorker(WorkerId, String),
     /// A weight out of range.
     #[error("weight {0} is out of range; a weight is {low} to {high} (to give a worker nothing, drain it)",
         low = WEIGHT_RANGE.start(), high = WEIGHT_RANGE.end())]
@@ -58,9 +58,9 @@ pub enum Refusal {
     Workers(u16),
     /// Those who remain take no new connections.
     #[error(
-        "none of the workers 0 to {0} takes new connections, so the others cannot go; undrain one of them first"
+        "none of those who would remain takes new connections, so the others cannot go; undrain one of them first: {0}"
     )]
-    NobodyRemains(WorkerId),
+    NobodyRemains(String),
     /// A number of workers at a time that means nothing.
     #[error("at least one worker at a time is restarted")]
     NoParallel,

@@ -229,7 +229,7 @@ fn weights_have_a_range() {
     }
     group.set_weight(WorkerId(0), 256).unwrap();
     assert_eq!(group.desired().members, [Member { slot: 0, weight: 256 }]);
-    assert_eq!(group.set_weight(WorkerId(7), 1), Err(Refusal::NoSuchWorker(WorkerId(7), WorkerId(0))));
+    assert_eq!(group.set_weight(WorkerId(7), 1), Err(Refusal::NoSuchWorker(WorkerId(7), "0".into())));
 }
 
 #[test]

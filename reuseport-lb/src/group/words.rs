@@ -22,6 +22,25 @@ impl std::str::FromStr for WorkerId {
     }
 }
 
+/// `0-3`, `0-1, 4`: workers whose ids follow each other, drawn together; `none` where there are none.
+pub fn id_ranges(ids: impl IntoIterator<Item = WorkerId>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for WorkerId(id) in ids {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
+            _ => ranges.push((id, id)),
+        }
+    }
+    if ranges.is_empty() {
+        return "none".into();
+    }
+    let ranges = ranges.into_iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    ranges.collect::<Vec<_>>().join(", ")
+}
+
 /// What a worker is doing, in the words of logs, JSON and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,6 +138,16 @@ impl std::fmt::Display for Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_that_follow_each_other_are_drawn_together() {
+        let render = |ids: &[u16]| id_ranges(ids.iter().copied().map(WorkerId));
+        assert_eq!(render(&[]), "none");
+        assert_eq!(render(&[0]), "0");
+        assert_eq!(render(&[0, 1, 2, 3]), "0-3");
+        assert_eq!(render(&[0, 1, 4, 6, 7]), "0-1, 4, 6-7");
+        assert_eq!(render(&[u16::MAX]), "65535");
+    }
 
     #[test]
     fn the_list_of_states_is_complete() {

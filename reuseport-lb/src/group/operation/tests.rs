@@ -242,7 +242,7 @@ fn a_number_that_cannot_be_is_refused() {
         assert_eq!(group.scale(workers, SECOND, now), Err(Refusal::Workers(workers)));
     }
     group.drain(WorkerId(0), None, false, now).unwrap();
-    assert_eq!(group.scale(1, SECOND, now), Err(Refusal::NobodyRemains(WorkerId(0))));
+    assert_eq!(group.scale(1, SECOND, now), Err(Refusal::NobodyRemains("0".into())));
     group.undrain(WorkerId(0), now).unwrap();
     group.set_policy(policy(Policy::Kernel)).unwrap();
     assert_eq!(group.scale(1, SECOND, now), Err(Refusal::KernelCannotDrain));
