@@ -86,12 +86,14 @@ fn measure_group(workers: u16, rounds: u32, turns: u32, baseline: &Path) -> Resu
     for _ in 0..rounds {
         let mut nothing = Runs::default();
         let mut totals = vec![Runs::default(); programs.len()];
-        for _ in 0..turns {
+        for first in 0..turns as usize {
             group.attach_nothing()?;
             nothing += turn(&group, &counters, SELECT_NOTHING)?;
-            for (program, total) in programs.iter().zip(&mut totals) {
-                group.attach(*program)?;
-                *total += turn(&group, &counters, &name_of(*program))?;
+            // Each time another one is the first, which finds the tables colder than the others.
+            for index in 0..programs.len() {
+                let index = (first + index) % programs.len();
+                group.attach(programs[index])?;
+                totals[index] += turn(&group, &counters, &name_of(programs[index]))?;
             }
         }
         empty_ns.push(nothing.mean_ns());
