@@ -3,22 +3,6 @@
 //! Mirrokni, Thorup, Zadimoghaddam: "Consistent Hashing with Bounded Loads", SODA 2018. With the connection that is to
 //! be placed, no worker holds more than its share of all connections by weight, times the balance factor, rounded up.
 
-use crate::assert_layout;
-
-/// The value of the one element of map `TOTAL`: what the whole group has.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Total {
-    /// The load of all workers together: their sum when it was last taken, and what has come and gone since.
-    pub load: u64,
-    /// When the sum was last taken, in milliseconds of the monotonic clock.
-    pub summed_at_ms: u32,
-    /// 1 while a program runs that needs this, else 0, and nobody counts.
-    pub counting: u32,
-}
-
-assert_layout!(Total, size: 16, align: 8, fields: { load: u64, summed_at_ms: u32, counting: u32 });
-
 /// The most that workers may hold at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
@@ -29,6 +13,9 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// Lets everybody have as much as there is.
+    pub const NONE: Self = Self { connections: 1, weights: 0 };
+
     /// For a balance factor in `thousandths`, workers whose weights add up to `weights_sum`, and a group that has
     /// `total` connections without the new one.
     #[inline(always)]
@@ -83,6 +70,11 @@ mod tests {
             let bound = Bound::new(thousandths, weights_sum, total);
             prop_assert!(workers.iter().any(|(load, weight)| bound.admits(*load, *weight)));
         }
+    }
+
+    #[test]
+    fn without_a_bound_everybody_is_admitted() {
+        assert!(Bound::NONE.admits(u64::from(u32::MAX), 1));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::{
     limits::{IDLE_LOOK_MS, LOOK_MS},
-    worker::Load,
+    worker::{FULL, Load, STALLED},
 };
 
 /// After how many milliseconds the accept queue of a worker is looked at again, for a stall time: a quarter of it.
@@ -37,45 +37,70 @@ pub struct Verdict {
     pub accepted: u64,
     /// The new [`Load::progress_at_ms`].
     pub progress_at_ms: u32,
-    /// The new [`Load::stalled`], as a truth value.
-    pub stalled: bool,
-    /// Whether one more connection would find the queue full.
-    pub full: bool,
+    /// The new [`Load::look_after_ms`].
+    pub look_after_ms: u32,
+    /// The new [`Load::unfit`].
+    pub unfit: u32,
+    /// How many more connections the queue has room for; below zero when it is full.
+    pub room: i32,
 }
 
-/// Whether the accept queue must be looked at before the worker is chosen: the last look is too old, the queue may have
-/// filled since, or the worker is stalled unless it has taken something since.
+/// Whether what the last look saw still holds: it is not too old, and the queue cannot have filled since.
+#[inline(always)]
+pub const fn is_recent(load: &Load, now_ms: u32) -> bool {
+    has_room(load) && now_ms.wrapping_sub(load.checked_at_ms) <= load.look_after_ms
+}
+
+/// Whether it holds although it is older, since the worker is idle. Less often looked at, it is only so that its
+/// handshakes go on to count.
 ///
 /// Whoever has no connection has none that waits, unless it was reset while it waited; those are seen once they fill
-/// the queue. So an idle worker is looked at only so often that its handshakes go on to count.
+/// the queue.
 #[inline(always)]
-pub const fn is_due(load: &Load, now_ms: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
-    let pending = load.pending_at(now_ms);
-    // Nobody can have left the queue twice, so no more than this can wait in it now.
-    let at_most = load.established.saturating_sub(load.accepted).saturating_add(pending);
-    let idle = load.active() + pending == 0 && load.stalled == 0;
-    let look_after_ms = if idle { IDLE_LOOK_MS } else { look_after_ms };
-    // A worker that had taken something at the last look, or had nothing to take, made progress then.
-    let overdue = load.stalled == 0
-        && load.progress_at_ms != load.checked_at_ms
-        && now_ms.wrapping_sub(load.progress_at_ms) >= stall_after_ms;
-    overdue || now_ms.wrapping_sub(load.checked_at_ms) > look_after_ms || at_most > load.backlog as u64
+pub const fn is_idle(load: &Load, now_ms: u32) -> bool {
+    has_room(load)
+        && !load.is_stalled()
+        && load.is_idle()
+        && now_ms.wrapping_sub(load.checked_at_ms) <= IDLE_LOOK_MS
+}
+
+/// Whether the queue has room for what was given since the last look, even if the worker has taken nothing.
+#[inline(always)]
+const fn has_room(load: &Load) -> bool {
+    load.room_until.wrapping_sub(load.selected as u32).cast_signed() >= 0
 }
 
 /// Judges a worker by its accept queue.
 #[inline(always)]
-pub const fn judge(load: &Load, queue: Queue, now_ms: u32, stall_after_ms: u32) -> Verdict {
+pub const fn judge(
+    load: &Load,
+    queue: Queue,
+    now_ms: u32,
+    look_after_ms: u32,
+    stall_after_ms: u32,
+) -> Verdict {
     let accepted = load.established.saturating_sub(queue.depth as u64);
     let first_look = load.checked_at_ms == 0;
     // A connection joins the queue a moment before it is counted as established, so `accepted` may seem to go back
     // by one; only going on is progress.
     let progress = first_look || queue.depth == 0 || accepted > load.accepted;
     let progress_at_ms = if progress { now_ms } else { load.progress_at_ms };
+    // Without progress since, the worker is stalled then.
+    let left_ms = stall_after_ms.saturating_sub(now_ms.wrapping_sub(progress_at_ms));
+    let stalled = left_ms == 0;
+    let room = queue.backlog as i64 - queue.depth as i64 - queue.handshakes as i64;
+    let full = room < 0;
     Verdict {
         accepted: if accepted > load.accepted { accepted } else { load.accepted },
         progress_at_ms,
-        stalled: now_ms.wrapping_sub(progress_at_ms) >= stall_after_ms,
-        full: queue.depth as u64 + queue.handshakes as u64 > queue.backlog as u64,
+        // The look that sees the stall is due the moment that it is one.
+        look_after_ms: if progress || stalled || look_after_ms < left_ms {
+            look_after_ms
+        } else {
+            left_ms - 1
+        },
+        unfit: if stalled { STALLED } else { 0 } | if full { FULL } else { 0 },
+        room: if room > i32::MAX as i64 { i32::MAX } else { room as i32 },
     }
 }
 
@@ -91,69 +116,77 @@ mod tests {
         Queue { depth, backlog: BACKLOG, handshakes }
     }
 
+    const fn judged(load: &Load, queue: Queue, now_ms: u32) -> Verdict {
+        judge(load, queue, now_ms, look_after_ms(STALL_AFTER_MS), STALL_AFTER_MS)
+    }
+
     /// A worker whose queue is looked at from time to time.
+    #[derive(Default)]
     struct Observed(Load);
 
     impl Observed {
         fn new() -> Self {
-            Self(Load { backlog: BACKLOG, ..Load::default() })
+            Self::default()
         }
 
-        /// After `established` connections altogether, `depth` of them wait.
-        fn look(&mut self, now_ms: u32, established: u64, depth: u32) -> Verdict {
+        /// After `established` connections altogether, `depth` of them wait. Says whether it is stalled.
+        fn look(&mut self, now_ms: u32, established: u64, depth: u32) -> bool {
             self.0.established = established;
-            let verdict = judge(&self.0, queue(depth, 0), now_ms, STALL_AFTER_MS);
+            self.0.selected = established;
+            let verdict = judged(&self.0, queue(depth, 0), now_ms);
             self.0.accepted = verdict.accepted;
             self.0.progress_at_ms = verdict.progress_at_ms;
+            self.0.look_after_ms = verdict.look_after_ms;
+            self.0.room_until = (self.0.selected as u32).wrapping_add_signed(verdict.room);
             self.0.checked_at_ms = now_ms;
-            self.0.stalled = verdict.stalled.into();
-            verdict
+            self.0.unfit = verdict.unfit;
+            self.0.is_stalled()
         }
     }
 
     #[test]
     fn a_worker_that_takes_nothing_is_stalled_after_the_stall_time() {
         let mut worker = Observed::new();
-        assert!(!worker.look(1_000, 10, 0).stalled);
-        assert!(!worker.look(1_020, 11, 1).stalled);
-        assert!(!worker.look(1_049, 12, 2).stalled);
-        assert!(worker.look(1_050, 13, 3).stalled);
-        assert!(worker.look(2_000, 13, 3).stalled);
+        assert!(!worker.look(1_000, 10, 0));
+        assert!(!worker.look(1_020, 11, 1));
+        assert!(!worker.look(1_049, 12, 2));
+        assert!(worker.look(1_050, 13, 3));
+        assert!(worker.look(2_000, 13, 3));
     }
 
     #[test]
     fn one_accept_is_the_end_of_a_stall() {
         let mut worker = Observed::new();
         worker.look(1_000, 10, 0);
-        assert!(worker.look(1_100, 20, 10).stalled);
-        assert!(!worker.look(1_110, 20, 9).stalled);
+        assert!(worker.look(1_100, 20, 10));
+        assert!(!worker.look(1_110, 20, 9));
     }
 
     #[test]
     fn stalls_may_be_ignored() {
         let load = Load { accepted: 10, established: 20, checked_at_ms: 1_000, ..Load::default() };
-        assert!(!judge(&load, queue(10, 0), 2_000_000, NEVER).stalled);
+        assert!(judge(&load, queue(10, 0), 2_000_000, 12, NEVER).unfit == 0);
     }
 
     #[test]
     fn idleness_is_no_stall() {
         let mut worker = Observed::new();
         worker.look(1_000, 10, 0);
-        assert!(!worker.look(90_000, 10, 0).stalled);
-        assert!(!worker.look(90_010, 11, 1).stalled);
+        assert!(!worker.look(90_000, 10, 0));
+        assert!(!worker.look(90_010, 11, 1));
     }
 
     #[test]
     fn a_busy_worker_with_a_long_queue_is_not_stalled() {
         let mut worker = Observed::new();
         for step in 0..100 {
-            assert!(!worker.look(1_000 + step * 40, 100 + u64::from(step), 50).stalled);
+            assert!(!worker.look(1_000 + step * 40, 100 + u64::from(step), 50));
         }
     }
 
     #[test]
     fn the_first_look_starts_the_clock() {
-        assert!(!Observed::new().look(90_000, 5, 5).stalled);
+        assert!(!Observed::new().look(90_000, 5, 5));
     }
 
     #[test]
@@ -161,35 +194,42 @@ mod tests {
         let mut worker = Observed::new();
         worker.look(1_000, 10, 0);
         worker.look(1_020, 20, 10);
-        assert!(!worker.look(1_040, 20, 11).stalled);
-        assert!(worker.look(1_060, 21, 11).stalled);
+        assert!(!worker.look(1_040, 20, 11));
+        assert!(worker.look(1_060, 21, 11));
     }
 
     #[test]
     fn a_queue_is_full_when_the_kernel_would_drop() {
-        let judge =
-            |depth, handshakes| judge(&Load::default(), queue(depth, handshakes), 1, STALL_AFTER_MS).full;
-        assert!(!judge(128, 0));
-        assert!(judge(129, 0));
-        assert!(judge(100, 29));
+        let judged = |depth, handshakes| judged(&Load::default(), queue(depth, handshakes), 1);
+        assert_eq!((judged(128, 0).unfit, judged(128, 0).room), (0, 0));
+        assert_eq!((judged(129, 0).unfit, judged(129, 0).room), (FULL, -1));
+        assert_eq!((judged(100, 29).unfit, judged(100, 8).room), (FULL, 20));
+        let endless = Queue { backlog: u32::MAX, ..queue(0, 0) };
+        assert_eq!(judge(&Load::default(), endless, 1, 12, STALL_AFTER_MS).room, i32::MAX);
     }
 
     #[test]
     fn a_look_is_due_when_the_last_is_old_or_the_queue_may_be_full() {
-        let load = Load {
-            established: 100,
-            accepted: 90,
-            checked_at_ms: 1_000,
-            progress_at_ms: 1_000,
-            backlog: 20,
-            ..Load::default()
-        };
-        let handshakes = |pending: u64| Load { selected: 100 + pending, ..load };
-        let look_after_ms = look_after_ms(STALL_AFTER_MS);
-        assert!(!is_due(&handshakes(0), 1_012, look_after_ms, STALL_AFTER_MS));
-        assert!(is_due(&handshakes(0), 1_013, look_after_ms, STALL_AFTER_MS));
-        assert!(!is_due(&handshakes(10), 1_000, look_after_ms, STALL_AFTER_MS));
-        assert!(is_due(&handshakes(11), 1_000, look_after_ms, STALL_AFTER_MS));
+        let mut worker = Observed::new();
+        worker.look(1_000, 100, BACKLOG - 10);
+        let given = |more: u64| Load { selected: 100 + more, ..worker.0 };
+        assert!(is_recent(&given(0), 1_012));
+        assert!(!is_recent(&given(0), 1_013));
+        assert!(is_recent(&given(10), 1_000));
+        assert!(!is_recent(&given(11), 1_000));
+    }
+
+    #[test]
+    fn a_slot_that_was_never_looked_at_is_due() {
+        assert!(!is_recent(&Load::default(), 1_000));
+    }
+
+    #[test]
+    fn numbers_of_32_bits_go_round() {
+        let load = Load { room_until: 3, look_after_ms: 12, checked_at_ms: u32::MAX - 3, ..Load::default() };
+        assert!(is_recent(&Load { selected: (1 << 32) - 2, ..load }, 8));
+        assert!(!is_recent(&Load { selected: (1 << 32) + 4, ..load }, 8));
+        assert!(!is_recent(&Load { selected: (1 << 32) - 2, ..load }, 9));
     }
 
     #[test]
@@ -197,36 +237,27 @@ mod tests {
         let mut worker = Observed::new();
         worker.look(1_000, 10, 0);
         worker.look(1_048, 12, 2);
-        let is_due = |worker: &Observed, now_ms| is_due(&worker.0, now_ms, 12, STALL_AFTER_MS);
-        assert!(!is_due(&worker, 1_049));
-        assert!(is_due(&worker, 1_050));
-        assert!(worker.look(1_050, 12, 2).stalled);
-        assert!(!is_due(&worker, 1_051), "it is known to be stalled");
+        assert!(is_recent(&worker.0, 1_049));
+        assert!(!is_recent(&worker.0, 1_050));
+        assert!(worker.look(1_050, 12, 2));
+        assert!(is_recent(&worker.0, 1_051), "it is known to be stalled");
     }
 
     #[test]
     fn an_idle_worker_is_looked_at_before_its_handshakes_cease_to_count() {
-        let look_after_ms = look_after_ms(STALL_AFTER_MS);
-        let idle = Load {
-            selected: 100,
-            established: 100,
-            closed: 100,
-            accepted: 100,
-            checked_at_ms: 1_000,
-            progress_at_ms: 1_000,
-            backlog: 20,
-            ..Load::default()
-        };
-        assert!(!is_due(&idle, 1_000 + HANDSHAKE_MS / 2, look_after_ms, STALL_AFTER_MS));
-        assert!(is_due(&idle, 1_000 + HANDSHAKE_MS, look_after_ms, STALL_AFTER_MS));
+        let mut worker = Observed::new();
+        worker.look(1_000, 100, 0);
+        let idle = Load { closed: 100, ..worker.0 };
+        assert!(is_idle(&idle, 1_000 + HANDSHAKE_MS / 2));
+        assert!(!is_idle(&idle, 1_000 + HANDSHAKE_MS));
         // One that has a connection, has one in its handshake, takes none, or may have a queue full of dead ones.
         for load in [
             Load { closed: 99, ..idle },
             Load { selected: 101, ..idle },
-            Load { stalled: 1, ..idle },
-            Load { accepted: 79, ..idle },
+            Load { unfit: STALLED, ..idle },
+            Load { room_until: 99, ..idle },
         ] {
-            assert!(is_due(&load, 1_013, look_after_ms, STALL_AFTER_MS), "{load:?}");
+            assert!(!is_idle(&load, 1_013), "{load:?}");
         }
     }
 }

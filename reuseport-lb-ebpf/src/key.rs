@@ -2,11 +2,11 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock},
+    bindings::{bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock, sk_reuseport_md},
     helpers::generated::bpf_skb_load_bytes_relative,
     programs::SkReuseportContext,
 };
-use reuseport_lb_ebpf::flow::Tuple;
+use reuseport_lb_ebpf::flow::{KeyMask, Tuple};
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -46,30 +46,36 @@ pub(crate) fn arrival(ctx: &SkReuseportContext) -> Option<Arrival> {
     Some(Arrival::New)
 }
 
-/// The tuple of the connection, from the packet, or from the socket where there is no packet.
+/// The keyed hash of what `mask` leaves of the connection's tuple, from the packet, or from the socket where there is no
+/// packet.
 #[inline(always)]
-pub(crate) fn tuple(ctx: &SkReuseportContext, arrival: Arrival) -> Option<Tuple> {
-    match arrival {
-        Arrival::New | Arrival::Stray => packet_tuple(ctx),
-        Arrival::Migrating(sk) => Some(socket_tuple(sk)),
+pub(crate) fn hash(ctx: &SkReuseportContext, arrival: Arrival, mask: &KeyMask, seed: u64) -> Option<u64> {
+    if let Arrival::Migrating(sk) = arrival {
+        return Some(socket_tuple(sk).hash(mask, seed));
     }
-}
-
-#[inline(always)]
-fn packet_tuple(ctx: &SkReuseportContext) -> Option<Tuple> {
-    let ports = transport::<u32>(ctx, 0)?;
+    let ports = transport::<[u16; 2]>(ctx, 0)?;
+    let ports = u32::from(ports[0]) | u32::from(ports[1]) << 16;
     // The packet's family, not the socket's: an IPv4 client of `[::]` sends IPv4 packets.
     match ctx.eth_protocol() {
         ETH_P_IP => {
             let [source, destination] = network::<[u32; 2]>(ctx, IPV4_ADDRESSES)?;
-            Some(Tuple::V4 { source, destination, ports })
+            Some(Tuple::V4 { source, destination, ports }.hash(mask, seed))
         }
         ETH_P_IPV6 => {
-            let [source, destination] = network::<[[u64; 2]; 2]>(ctx, IPV6_ADDRESSES)?;
-            Some(Tuple::V6 { source, destination, ports })
+            let mut hash = 0;
+            hash_v6(ctx.md, ports, mask, seed, &mut hash).then_some(hash)
         }
         _ => None,
     }
+}
+
+/// The same for an IPv6 packet. A function of its own, since each family is in the way of the other's instructions.
+#[inline(never)]
+fn hash_v6(ctx: *mut sk_reuseport_md, ports: u32, mask: &KeyMask, seed: u64, hash: &mut u64) -> bool {
+    let ctx = SkReuseportContext::new(ctx);
+    let Some([source, destination]) = network::<[[u64; 2]; 2]>(&ctx, IPV6_ADDRESSES) else { return false };
+    *hash = Tuple::V6 { source, destination, ports }.hash(mask, seed);
+    true
 }
 
 /// The same tuple as the packets of the connection gave. In `bpf_sock`, "source" is this host.
@@ -105,8 +111,9 @@ fn transport<T: Copy>(ctx: &SkReuseportContext, offset: usize) -> Option<T> {
     if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: the bytes lie within the packet, and any of them make a `T`, which is a plain integer here.
-    Some(unsafe { (start as *const T).read_unaligned() })
+    // SAFETY: the bytes lie within the packet, and any of them make a `T`, which is made of bytes or 16-bit words here.
+    // The kernel begins each header at an even address.
+    Some(unsafe { (start as *const T).read() })
 }
 
 /// Reads from the network header, which lies before the program's view of the packet.

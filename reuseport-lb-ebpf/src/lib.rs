@@ -18,11 +18,12 @@ pub mod limits;
 pub mod listen;
 pub mod names;
 pub mod outcome;
+pub mod sums;
 pub mod tables;
 pub mod worker;
 
 /// The version of everything in this crate that both sides must agree on.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// States at compile time that a shared type has the given size and alignment and no padding.
 ///

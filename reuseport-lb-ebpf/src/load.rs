@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use reuseport_lb_ebpf::{
     health::{self, Verdict},
     limits::MAX_WORKERS,
-    worker::{self, Load, Workers},
+    worker::{self, Load, STALLED, Workers},
 };
 
 use crate::{
@@ -56,6 +56,7 @@ impl Counters {
         // First there, then gone: somebody who reads in between sees a connection too many, not one too few.
         // SAFETY: as in `selected`.
         unsafe { add_short(&raw mut (*self.of(to)).migrated_in, 1) };
+        self.takes_room(to);
         self.established(to);
         self.closed(from);
     }
@@ -89,6 +90,14 @@ impl Counters {
             add_short(&raw mut (*self.of(to)).migrated_in, 1);
             add_short(&raw mut (*self.of(from)).abandoned, 1);
         }
+        self.takes_room(to);
+    }
+
+    /// Something joins the accept queue of a slot that was not selected for it.
+    #[inline(always)]
+    fn takes_room(self, slot: u32) {
+        // SAFETY: as in `selected`.
+        unsafe { add_short(&raw mut (*self.of(slot)).room_until, 1_u32.wrapping_neg()) };
     }
 }
 
@@ -125,8 +134,9 @@ impl Loads {
             Load {
                 accepted: (&raw const (*load).accepted).read_volatile(),
                 progress_at_ms: (&raw const (*load).progress_at_ms).read_volatile(),
-                backlog: (&raw const (*load).backlog).read_volatile(),
-                stalled: (&raw const (*load).stalled).read_volatile(),
+                look_after_ms: (&raw const (*load).look_after_ms).read_volatile(),
+                room_until: (&raw const (*load).room_until).read_volatile(),
+                unfit: (&raw const (*load).unfit).read_volatile(),
                 ..self.connections(slot)
             }
         }
@@ -156,12 +166,12 @@ impl Loads {
         self.now_ms
     }
 
-    /// Whether the worker in a slot took nothing when its accept queue was last looked at, or had it full: 1 or 0.
+    /// Why the worker in a slot should not be given connections, when its accept queue was last looked at: see
+    /// [`Load::unfit`].
     #[inline(always)]
-    pub(crate) fn passed_over(self, slot: u32) -> u32 {
-        let load = self.counters.of(slot);
+    pub(crate) fn unfit(self, slot: u32) -> u32 {
         // SAFETY: as in `snapshot`.
-        unsafe { (&raw const (*load).stalled).read_volatile() | (&raw const (*load).full).read_volatile() }
+        unsafe { (&raw const (*self.counters.of(slot)).unfit).read_volatile() }
     }
 
     /// As [`get`](Self::get), for loops over all workers; see [`Load::balance_at`].
@@ -177,20 +187,44 @@ impl Loads {
         load.active() + load.pending_at(self.now_ms)
     }
 
+    /// Whether it is known without a look that the worker in a slot takes the connections that it is given.
+    #[inline(always)]
+    pub(crate) fn is_known_to_take(self, slot: u32) -> bool {
+        let load = self.counters.of(slot);
+        // SAFETY: as in `snapshot`.
+        let seen = unsafe {
+            Load {
+                selected: (&raw const (*load).selected).read_volatile(),
+                checked_at_ms: (&raw const (*load).checked_at_ms).read_volatile(),
+                look_after_ms: (&raw const (*load).look_after_ms).read_volatile(),
+                room_until: (&raw const (*load).room_until).read_volatile(),
+                unfit: (&raw const (*load).unfit).read_volatile(),
+                ..Load::default()
+            }
+        };
+        seen.unfit == 0
+            && (health::is_recent(&seen, self.now_ms) || health::is_idle(&self.snapshot(slot), self.now_ms))
+    }
+
     /// Whether the worker in a slot takes the connections that it is given, after `stall_after_ms` at the latest.
     ///
     /// Looks at its accept queue when it is time to, and remembers what it saw. Two CPUs may look at once: both see
     /// the same queue.
     #[inline(always)]
     pub(crate) fn takes_connections(self, slot: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
+        look(slot, look_after_ms, stall_after_ms) != 0
+    }
+
+    #[inline(always)]
+    fn look(self, slot: u32, look_after_ms: u32, stall_after_ms: u32) -> bool {
         let load = self.snapshot(slot);
-        if !health::is_due(&load, self.now_ms, look_after_ms, stall_after_ms) {
-            return load.stalled == 0;
+        if health::is_recent(&load, self.now_ms) || health::is_idle(&load, self.now_ms) {
+            return load.unfit == 0;
         }
         // An empty slot is for the selection to find out.
         let Some(queue) = kernel::accept_queue(slot & (MAX_WORKERS - 1)) else { return true };
-        let Verdict { accepted, progress_at_ms, stalled, full } =
-            health::judge(&load, queue, self.now_ms, stall_after_ms);
+        let Verdict { accepted, progress_at_ms, look_after_ms, unfit, room } =
+            health::judge(&load, queue, self.now_ms, look_after_ms, stall_after_ms);
         let written = self.counters.of(slot);
         // SAFETY: as in `snapshot`.
         unsafe {
@@ -204,16 +238,24 @@ impl Loads {
             (&raw mut (*written).accepted).write_volatile(accepted);
             (&raw mut (*written).progress_at_ms).write_volatile(progress_at_ms);
             (&raw mut (*written).checked_at_ms).write_volatile(self.now_ms);
-            (&raw mut (*written).backlog).write_volatile(queue.backlog);
-            (&raw mut (*written).stalled).write_volatile(u32::from(stalled));
-            (&raw mut (*written).full).write_volatile(u32::from(full));
+            (&raw mut (*written).look_after_ms).write_volatile(look_after_ms);
+            (&raw mut (*written).room_until).write_volatile((load.selected as u32).wrapping_add_signed(room));
+            (&raw mut (*written).unfit).write_volatile(unfit);
         }
-        if u32::from(stalled) != load.stalled {
+        if (unfit ^ load.unfit) & STALLED != 0 {
             // The daemon reads the state itself; this only wakes it. Without room it will be woken by the next.
             let _ = STALLS.output(slot, 0);
         }
-        !stalled && !full
+        unfit == 0
     }
+}
+
+/// See [`Loads::takes_connections`].
+#[cold]
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn look(slot: u32, look_after_ms: u32, stall_after_ms: u32) -> u32 {
+    Loads::now().is_none_or(|loads| loads.look(slot, look_after_ms, stall_after_ms)).into()
 }
 
 /// Declares an atomic addition. The stable way, `fetch_add`, does not exist for the BPF target.

@@ -27,7 +27,7 @@ mod load;
 mod maps;
 mod policy;
 mod steer;
-mod total;
+mod summing;
 mod track;
 mod watch;
 

@@ -8,10 +8,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use reuseport_lb_ebpf::{
-    balance::Total,
     limits::{LISTENED_BYTES, MAX_MOVED, MAX_WORKERS, STALLS_BYTES},
     listen::{ListenEvent, Watched},
     outcome::Outcomes,
+    sums::Sums,
     tables::Tables,
     worker::{Owner, Workers},
 };
@@ -29,7 +29,7 @@ pub(crate) static SOCKETS: ReusePortSockArray<{ MAX_WORKERS as usize }> = ReuseP
 pub(crate) static WORKERS: Array<Workers, 1, MMAPABLE> = Array::new();
 
 #[btf_map]
-pub(crate) static TOTAL: Array<Total, 1, MMAPABLE> = Array::new();
+pub(crate) static SUMS: Array<Sums, 1, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub(crate) static OUTCOMES: PerCpuArray<Outcomes, 1> = PerCpuArray::new();

@@ -16,8 +16,8 @@ pub const STALLS: &str = "STALLS";
 pub const WATCHED: &str = "WATCHED";
 /// Tells the daemon that a socket has begun or ceased to listen: [`ListenEvent`](crate::listen::ListenEvent).
 pub const LISTENED: &str = "LISTENED";
-/// What the whole group has: [`Total`](crate::balance::Total).
-pub const TOTAL: &str = "TOTAL";
+/// What workers and the group have open: [`Sums`](crate::sums::Sums).
+pub const SUMS: &str = "SUMS";
 /// The slot of a listener, by socket cookie.
 pub const LISTENERS: &str = "LISTENERS";
 /// The slot that a child was moved to, by socket cookie.

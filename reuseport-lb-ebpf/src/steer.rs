@@ -4,6 +4,7 @@ use aya_ebpf::{
     bindings::{
         bpf_sock,
         sk_action::{SK_DROP, SK_PASS},
+        sk_reuseport_md,
     },
     helpers::generated::bpf_get_socket_cookie,
     programs::SkReuseportContext,
@@ -18,7 +19,8 @@ use crate::{
     key::{self, Arrival},
     load::{Counters, Loads},
     maps::{LISTENERS, MOVED, OUTCOMES, SOCKETS},
-    policy::{Bank, Policy},
+    policy::{Bank, NO_SLOT, Policy, healthy_member, opaque},
+    summing::Sums,
 };
 
 const TCP_SYN_RECV: u32 = 3;
@@ -26,65 +28,115 @@ const TCP_CLOSE: u32 = 7;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// Selects by policy `P`, and counts what became of it.
+///
+/// Most runs end with the policy's choice. What that takes is kept short and in one place: a program's instructions have
+/// to come from memory as its data have, since between two runs the CPU does much else.
 #[inline(always)]
 pub(crate) fn run<P: Policy>(ctx: &SkReuseportContext) -> u32 {
-    let outcome = steer::<P>(ctx);
-    if let Some(outcomes) = OUTCOMES.get_ptr_mut(0) {
+    let (outcome, slot) = match choose::<P>(ctx) {
+        Ok(slot) => (Outcome::Selected.index() as u32, slot),
+        Err(choice) => {
+            let result = persist::<P>(ctx.md, choice);
+            (opaque((result >> 32) as u32), result as u32)
+        }
+    };
+    if let Some(outcomes) = OUTCOMES.get_ptr_mut(0)
+        && outcome < Outcome::COUNT as u32
+    {
         // SAFETY: the index is below the length, and no other program runs on this CPU's copy in between: programs
         // of this type run with preemption and softirqs off.
-        unsafe { *(&raw mut *outcomes).cast::<u64>().add(outcome.index()) += 1 };
+        unsafe { *(&raw mut *outcomes).cast::<u64>().add(outcome as usize) += 1 };
+    }
+    if slot != NO_SLOT {
+        debug!(ctx, "flow {:x} to slot {}", ctx.hash(), slot);
     }
     // Passing without a selection leaves the choice to the kernel: whatever surprises us, connections go on.
-    if matches!(outcome, Outcome::Dropped) { SK_DROP } else { SK_PASS }
+    if outcome == Outcome::Dropped.index() as u32 { SK_DROP } else { SK_PASS }
+}
+
+/// Gives a new connection to the policy's choice, if it is known to take it. If not, says what the choice was, if there
+/// is one.
+#[inline(always)]
+fn choose<P: Policy>(ctx: &SkReuseportContext) -> Result<u32, u32> {
+    let (Some(bank), Some(loads)) = (Bank::active(), Loads::now()) else { return Err(NO_SLOT) };
+    let Some(arrival @ Arrival::New) = key::arrival(ctx) else { return Err(NO_SLOT) };
+    if bank.members_len() == 0 {
+        return Err(NO_SLOT);
+    }
+    let Some(policy) = P::prepare(ctx, arrival, bank, loads) else { return Err(NO_SLOT) };
+    let Some(slot) = policy.choice() else { return Err(NO_SLOT) };
+    if loads.is_known_to_take(slot) && policy.admits(0, slot) && SOCKETS.select_reuseport(ctx, slot).is_ok() {
+        loads.counters().selected(slot);
+        policy.selected(slot);
+        Ok(slot)
+    } else {
+        Err(slot)
+    }
+}
+
+/// Selects where it takes more than that. A `choice` that the policy has made already stands. Returns the outcome in the
+/// upper half, the slot or [`NO_SLOT`] in the lower.
+#[cold]
+#[inline(never)]
+fn persist<P: Policy>(ctx: *mut sk_reuseport_md, choice: u32) -> u64 {
+    let (outcome, slot) = try_all::<P>(&SkReuseportContext::new(ctx), choice);
+    (outcome.index() as u64) << 32 | u64::from(slot)
 }
 
 #[inline(always)]
-fn steer<P: Policy>(ctx: &SkReuseportContext) -> Outcome {
+fn try_all<P: Policy>(ctx: &SkReuseportContext, choice: u32) -> (Outcome, u32) {
     let (Some(bank), Some(loads)) = (Bank::active(), Loads::now()) else {
-        return Outcome::FallbackNoWorker;
+        return (Outcome::FallbackNoWorker, NO_SLOT);
     };
-    let Some(arrival) = key::arrival(ctx) else { return Outcome::FallbackUnreadable };
+    let Some(arrival) = key::arrival(ctx) else { return (Outcome::FallbackUnreadable, NO_SLOT) };
     if bank.members_len() == 0 {
         // What waits already is not dropped: any worker is better than none.
         let refuse = bank.refuses() && !matches!(arrival, Arrival::Migrating(_));
-        return if refuse { Outcome::Dropped } else { Outcome::FallbackNoWorker };
+        return (if refuse { Outcome::Dropped } else { Outcome::FallbackNoWorker }, NO_SLOT);
     }
-    let Some(policy) = P::prepare(ctx, arrival, bank, loads) else { return Outcome::FallbackUnreadable };
+    let Some(policy) = P::prepare(ctx, arrival, bank, loads) else {
+        return (Outcome::FallbackUnreadable, NO_SLOT);
+    };
+    let choice = if choice == NO_SLOT { policy.choice() } else { Some(choice) };
+    let Some(choice) = choice.and_then(|choice| policy.reconsider(choice)) else {
+        return (Outcome::FallbackNoWorker, NO_SLOT);
+    };
     let (look_after_ms, stall_after_ms) = (bank.look_after_ms(), bank.stall_after_ms());
     let mut gone = false;
     for attempt in 0..ATTEMPTS {
-        let Some(choice) = policy.candidate(attempt) else { return Outcome::FallbackNoWorker };
+        let next = if attempt == 0 { Some(choice) } else { policy.alternative(attempt) };
+        let Some(next) = next else { return (Outcome::FallbackNoWorker, NO_SLOT) };
         let slot = if attempt < HEALTHY_ATTEMPTS {
-            if !(policy.admits(attempt, choice)
-                && loads.takes_connections(choice, look_after_ms, stall_after_ms))
+            if !((attempt == 0 || policy.admits(attempt, next))
+                && loads.takes_connections(next, look_after_ms, stall_after_ms))
             {
                 continue;
             }
-            choice
+            next
         } else {
             // When all are stalled, all are eligible again.
-            bank.healthy_member(loads, choice).unwrap_or(choice)
+            opaque(healthy_member(next))
         };
         if SOCKETS.select_reuseport(ctx, slot).is_err() {
-            debug!(ctx, "slot {} is gone, attempt {}", slot, attempt);
             gone = true;
             continue;
         }
-        debug!(ctx, "flow {:x} to slot {}", ctx.hash(), slot);
-        return match arrival {
+        let outcome = match arrival {
             Arrival::New => {
                 loads.counters().selected(slot);
-                policy.selected();
+                policy.selected(slot);
                 if gone { Outcome::Retried } else { Outcome::Selected }
             }
             Arrival::Migrating(sk) => {
+                policy.selected(slot);
                 migrate(ctx, sk, slot, loads.counters());
                 Outcome::Migrated
             }
             Arrival::Stray => Outcome::Stray,
         };
+        return (outcome, slot);
     }
-    Outcome::FallbackRefused
+    (Outcome::FallbackRefused, NO_SLOT)
 }
 
 /// Moves the count of a waiting connection to its new slot.
@@ -108,7 +160,10 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, counters: C
     let Some(from) = moved_before.or_else(|| unsafe { LISTENERS.get(listener).copied() }) else { return };
     match state {
         // The child will be made from the new listener and inherit its slot; only the handshake moves.
-        TCP_NEW_SYN_RECV | TCP_SYN_RECV => counters.move_handshake(from, slot),
+        TCP_NEW_SYN_RECV | TCP_SYN_RECV => {
+            counters.move_handshake(from, slot);
+            Sums::closed(from);
+        }
         _ => {
             let first_move = moved_before.is_none();
             // Before the entry is there, so that who finds the connection moved looks for it.
@@ -117,6 +172,7 @@ fn migrate(ctx: &SkReuseportContext, sk: *const bpf_sock, slot: u32, counters: C
             }
             if MOVED.insert(child, slot, 0).is_ok() {
                 counters.move_connection(from, slot);
+                Sums::closed(from);
             } else if first_move {
                 counters.moved_ended(from);
             }

@@ -13,10 +13,13 @@ use crate::{
 /// The ring's room: [`MAX_RING`] and what it takes to end on eight bytes.
 pub const RING_ROOM: usize = (MAX_RING as usize).next_multiple_of(4);
 
-/// The cost of one connection for a worker of weight 1; see [`Bank::costs`].
+/// The cost of one connection for a worker of weight 1; see [`Bank::constants`].
 ///
 /// A multiple of 1 to 16, so that loads of such weights compare exactly.
 pub const COST_UNIT: u32 = 720_720;
+
+/// The bits that a cost takes.
+pub const COST_BITS: u32 = COST_UNIT.ilog2() + 1;
 
 /// What a program reads of a bank first.
 #[repr(C)]
@@ -69,8 +72,9 @@ assert_layout!(Header, size: 96, align: 8, fields: {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Bank {
-    /// By slot: [`COST_UNIT`] divided by the worker's weight. Load times cost is what policies compare.
-    pub costs: [u32; MAX_WORKERS as usize],
+    /// By slot: what policies that compare workers multiply their loads by, [`COST_UNIT`] divided by the worker's weight,
+    /// and break ties by. See [`least_loaded::constant`](crate::least_loaded::constant).
+    pub constants: [u64; MAX_WORKERS as usize],
     /// The slots of the eligible workers, and then the same again: so that going round them takes no decision where to
     /// begin anew.
     pub members: [u16; 2 * MAX_WORKERS as usize],
@@ -86,8 +90,8 @@ pub struct Bank {
     pub ring: [u16; RING_ROOM],
 }
 
-assert_layout!(Bank, size: 210_952, align: 4, fields: {
-    costs: [u32; MAX_WORKERS as usize],
+assert_layout!(Bank, size: 215_048, align: 8, fields: {
+    constants: [u64; MAX_WORKERS as usize],
     members: [u16; 2 * MAX_WORKERS as usize],
     shares: [u16; MAX_SHARES as usize],
     weights: [u16; MAX_WORKERS as usize],

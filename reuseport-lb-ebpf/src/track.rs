@@ -20,7 +20,7 @@ use reuseport_lb_ebpf::worker::Owner;
 use crate::{
     load::Counters,
     maps::{MOVED, OWNER},
-    total::Total,
+    summing::Sums,
 };
 
 /// One thing that has happened to a TCP socket.
@@ -57,8 +57,9 @@ fn closed(ctx: &SockOpsContext) {
     }
     owner.counted = 0;
     let slot = if counters.has_moved_out(owner.slot) { moved_to(ctx, owner.slot, counters) } else { None };
-    counters.closed(slot.unwrap_or(owner.slot));
-    Total::closed();
+    let slot = slot.unwrap_or(owner.slot);
+    counters.closed(slot);
+    Sums::closed(slot);
 }
 
 /// The slot that a connection which ends was moved to, and forgets it; none when it is where its listener was.

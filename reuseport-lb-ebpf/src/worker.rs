@@ -30,16 +30,22 @@ pub struct Load {
     pub checked_at_ms: u32,
     /// When the worker was last seen to take a connection, or to have none to take.
     pub progress_at_ms: u32,
-    /// The length of the accept queue at which it is full.
-    pub backlog: u32,
-    /// 1 while the worker takes nothing from an accept queue that is not empty, else 0.
-    pub stalled: u32,
+    /// For how many milliseconds after that look what it saw holds, unless [`room_until`](Self::room_until) ends that.
+    pub look_after_ms: u32,
+    /// Up to which [`selected`](Self::selected), as a number of 32 bits, the accept queue cannot be full: it has room for
+    /// all that are given until then, even if the worker takes none.
+    pub room_until: u32,
+    /// Why the worker should not be given connections, by the last look: [`STALLED`], [`FULL`], both or neither.
+    pub unfit: u32,
     /// Open connections that came from a listener of this slot and have moved to another one: what their socket storage
     /// says is not where they are. As a number of 32 bits.
     pub moved_out: u32,
-    /// 1 when one more connection would have found the accept queue full at the last look, else 0.
-    pub full: u32,
 }
+
+/// In [`Load::unfit`]: the worker takes nothing from an accept queue that is not empty.
+pub const STALLED: u32 = 1;
+/// In [`Load::unfit`]: one more connection would have found the accept queue full.
+pub const FULL: u32 = 2;
 
 assert_layout!(Load, size: 64, align: 64, fields: {
     selected: u64,
@@ -50,10 +56,10 @@ assert_layout!(Load, size: 64, align: 64, fields: {
     abandoned: u32,
     checked_at_ms: u32,
     progress_at_ms: u32,
-    backlog: u32,
-    stalled: u32,
+    look_after_ms: u32,
+    room_until: u32,
+    unfit: u32,
     moved_out: u32,
-    full: u32,
 });
 
 impl Load {
@@ -62,6 +68,18 @@ impl Load {
     pub const fn active(&self) -> u64 {
         // Read one after the other while other CPUs count, so the later one may be ahead.
         self.established.saturating_sub(self.closed)
+    }
+
+    /// Whether the worker has taken nothing from an accept queue that is not empty.
+    #[inline(always)]
+    pub const fn is_stalled(&self) -> bool {
+        self.unfit & STALLED != 0
+    }
+
+    /// Whether it has no connection and no handshake, if the last look is not too old to know.
+    #[inline(always)]
+    pub const fn is_idle(&self) -> bool {
+        self.established == self.closed && self.given() == self.abandoned
     }
 
     /// Connections still in their handshake.

@@ -29,7 +29,12 @@ impl Policy for CpuLocal {
     }
 
     #[inline(always)]
-    fn candidate(&self, attempt: u32) -> Option<u32> {
+    fn choice(&self) -> Option<u32> {
+        self.alternative(0)
+    }
+
+    #[inline(always)]
+    fn alternative(&self, attempt: u32) -> Option<u32> {
         let len = u32::from(self.local.len);
         // When all are stalled, those of this CPU are eligible again, too.
         #[expect(

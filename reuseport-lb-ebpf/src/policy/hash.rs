@@ -17,7 +17,12 @@ impl Policy for Hash {
     }
 
     #[inline(always)]
-    fn candidate(&self, attempt: u32) -> Option<u32> {
+    fn choice(&self) -> Option<u32> {
+        self.bank.share(self.hash)
+    }
+
+    #[inline(always)]
+    fn alternative(&self, attempt: u32) -> Option<u32> {
         self.bank.share(rehash(self.hash, attempt))
     }
 }

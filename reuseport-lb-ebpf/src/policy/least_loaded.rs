@@ -5,8 +5,8 @@ use reuseport_lb_ebpf::{
     limits::{MAX_SCAN, SAMPLES},
 };
 
-use super::{Bank, Policy};
-use crate::{key::Arrival, load::Loads};
+use super::{Bank, NO_SLOT, Policy, opaque, rehash, some};
+use crate::{key::Arrival, load::Loads, summing::Sums};
 
 /// From one random number to the next, of which the upper half is used: a multiplicative generator (Steele, Vigna,
 /// "Computationally Easy, Spectrally Good Multipliers for Congruential Pseudorandom Number Generators", 2021).
@@ -16,7 +16,7 @@ const STEP: u64 = 0xf135_7aea_2e62_a9c5;
 /// larger one.
 pub(crate) struct LeastLoaded {
     bank: Bank,
-    loads: Loads,
+    sums: Sums,
     /// The kernel's hash of the connection, which decides between equal loads.
     hash: u64,
 }
@@ -24,44 +24,69 @@ pub(crate) struct LeastLoaded {
 impl Policy for LeastLoaded {
     #[inline(always)]
     fn prepare(ctx: &SkReuseportContext, _: Arrival, bank: Bank, loads: Loads) -> Option<Self> {
-        Some(Self { bank, loads, hash: mix(u64::from(ctx.hash())) })
+        Some(Self { bank, sums: bank.sums(loads)?, hash: mix(u64::from(ctx.hash())) })
     }
 
     #[inline(always)]
-    fn candidate(&self, attempt: u32) -> Option<u32> {
-        let len = self.bank.members_len();
-        if attempt > 0 {
-            // The load of a worker whose socket is gone says nothing, so any other will do.
-            return self.bank.member(scale(mix(self.hash.wrapping_add(u64::from(attempt))), len));
-        }
-        let mut best = u64::MAX;
-        if len <= MAX_SCAN {
-            for index in 0..MAX_SCAN {
-                if index >= len {
-                    break;
-                }
-                best = lesser(best, self.key(self.bank.member_around(index)));
-            }
-        } else {
-            let mut random = self.hash;
-            for _ in 0..SAMPLES {
-                best = lesser(best, self.key(self.bank.share(random)?));
-                random = random.wrapping_mul(STEP);
-            }
-        }
-        Some(least_loaded::slot_of(best))
+    fn choice(&self) -> Option<u32> {
+        some(least_loaded(self.hash))
     }
-}
 
-impl LeastLoaded {
-    /// What the workers are compared by.
     #[inline(always)]
-    fn key(&self, slot: u32) -> u64 {
-        least_loaded::key(self.loads.balance(slot), self.bank.cost(slot), slot, self.hash)
+    fn alternative(&self, attempt: u32) -> Option<u32> {
+        // The load of a worker whose socket is gone, or which takes nothing, says nothing, so any other will do.
+        self.bank.member(scale(rehash(self.hash, attempt), self.bank.members_len()))
+    }
+
+    #[inline(always)]
+    fn selected(&self, slot: u32) {
+        self.sums.selected(slot);
     }
 }
 
+/// The least loaded worker; [`NO_SLOT`] never happens.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn least_loaded(hash: u64) -> u32 {
+    let (Some(bank), Some(sums)) = (Bank::active(), Sums::get()) else { return NO_SLOT };
+    let key = |slot| least_loaded::key(sums.worker(slot), bank.constant(slot), slot, hash);
+    let len = bank.members_len();
+    let mut best = least_loaded::NONE;
+    if len <= MAX_SCAN {
+        for index in 0..MAX_SCAN {
+            if index >= len {
+                break;
+            }
+            best = lesser(best, key(bank.member_around(index)));
+        }
+    } else {
+        let mut random = hash;
+        for sample in 0..MAX_SCAN {
+            // Unrolled, they would need more room on the stack than there is.
+            if opaque(sample) >= SAMPLES {
+                break;
+            }
+            let Some(slot) = bank.share(random) else { return NO_SLOT };
+            best = lesser(best, key(slot));
+            random = random.wrapping_mul(STEP);
+        }
+    }
+    least_loaded::slot_of(best)
+}
+
+/// The lesser of two keys, without a branch: the CPU would guess it wrong each time that one is less than all before.
 #[inline(always)]
-const fn lesser(one: u64, other: u64) -> u64 {
-    if one < other { one } else { other }
+fn lesser(one: i64, other: i64) -> i64 {
+    let difference = other.wrapping_sub(one);
+    // All ones if the other is less, else none. LLVM would know what this is for and make it a branch.
+    #[cfg(not(target_arch = "bpf"))]
+    let mask = difference >> (i64::BITS - 1);
+    #[cfg(target_arch = "bpf")]
+    let mask = {
+        let mut mask = difference;
+        // SAFETY: shifts a register.
+        unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) mask, options(pure, nomem, nostack)) };
+        mask
+    };
+    one.wrapping_add(difference & mask)
 }

@@ -12,6 +12,7 @@ use crate::{
     key::{self, Arrival},
     load::Loads,
     maps::TABLES,
+    summing::Sums,
 };
 
 mod bounded_consistent_hash;
@@ -32,15 +33,33 @@ pub(crate) use power_of_two::PowerOfTwo;
 pub(crate) use random::Random;
 pub(crate) use round_robin::RoundRobin;
 
+/// Stands for no slot, where a function can return nothing but a number.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+
+/// A slot that a global function returned, which can return nothing but a number. LLVM knows the range of what it returns,
+/// and the verifier does not.
+#[inline(always)]
+fn some(slot: u32) -> Option<u32> {
+    let slot = opaque(slot);
+    (slot != NO_SLOT).then_some(slot)
+}
+
 /// A rule that picks a slot.
 pub(crate) trait Policy: Sized {
     /// Gets ready to pick for this run; none when the packet cannot be read.
     fn prepare(ctx: &SkReuseportContext, arrival: Arrival, bank: Bank, loads: Loads) -> Option<Self>;
 
-    /// The slot to try. Attempt 0 is the policy's choice, the others come when the socket was gone.
-    ///
-    /// None when the tables hold nothing to pick from.
-    fn candidate(&self, attempt: u32) -> Option<u32>;
+    /// The slot to try first; none when the tables hold nothing to pick from.
+    fn choice(&self) -> Option<u32>;
+
+    /// The slot to try first instead of the `choice` where the policy does not admit that.
+    #[inline(always)]
+    fn reconsider(&self, choice: u32) -> Option<u32> {
+        Some(choice)
+    }
+
+    /// The slot to try at an attempt from 1 on, when the worker or the socket of the one before would not have it.
+    fn alternative(&self, attempt: u32) -> Option<u32>;
 
     /// Whether the policy lets the worker in `slot`, the candidate of an attempt, have one more connection.
     #[inline(always)]
@@ -48,9 +67,9 @@ pub(crate) trait Policy: Sized {
         true
     }
 
-    /// The policy's choice has taken a new connection.
+    /// The worker in `slot` has got the connection.
     #[inline(always)]
-    fn selected(&self) {}
+    fn selected(&self, _slot: u32) {}
 }
 
 /// The bank in use.
@@ -124,9 +143,9 @@ impl Bank {
     }
 
     /// A member that was not stalled or full when it was last looked at, the same for the same `choice` as long as that
-    /// holds. None when [`SEARCH`] members do not have one.
+    /// holds. Else the choice, when [`SEARCH`] members do not have one.
     #[inline(always)]
-    pub(crate) fn healthy_member(self, loads: Loads, choice: u32) -> Option<u32> {
+    fn healthy_member(self, loads: Loads, choice: u32) -> u32 {
         let len = self.members_len();
         let start = scale(mix(u64::from(choice)), len);
         for step in 0..SEARCH {
@@ -134,11 +153,11 @@ impl Bank {
                 break;
             }
             let slot = self.member_around(start + step);
-            if loads.passed_over(slot) == 0 {
-                return Some(slot);
+            if loads.unfit(slot) == 0 {
+                return slot;
             }
         }
-        None
+        choice
     }
 
     /// A slot of the weighted shares: the upper half of `random` decides.
@@ -200,34 +219,40 @@ impl Bank {
 
     /// How many slots may have connections: all of those from 0 on.
     #[inline(always)]
-    pub(crate) fn slots_len(self) -> u32 {
+    fn slots_len(self) -> u32 {
         self.header().slots_len
     }
 
-    /// What one connection costs the worker in `slot`.
+    /// What is the same of the worker in `slot` each time that it is compared with others.
     #[inline(always)]
-    pub(crate) fn cost(self, slot: u32) -> u64 {
+    pub(crate) fn constant(self, slot: u32) -> u64 {
         // SAFETY: the mask keeps the slot within the array, whose length is a power of two.
-        u64::from(unsafe {
-            *(&raw const (*self.tables).costs).cast::<u32>().add((slot & (MAX_WORKERS - 1)) as usize)
-        })
+        unsafe {
+            *(&raw const (*self.tables).constants).cast::<u64>().add((slot & (MAX_WORKERS - 1)) as usize)
+        }
     }
 
-    /// The load that the worker in `slot` would have with one more connection, by its weight.
-    ///
-    /// With the connection and not without: among idle workers the heavier one then comes first.
+    /// What the workers and the group have.
     #[inline(always)]
-    pub(crate) fn weighted_load(self, loads: Loads, slot: u32) -> u64 {
-        (loads.get(slot) + 1) * self.cost(slot)
+    pub(crate) fn sums(self, loads: Loads) -> Option<Sums> {
+        Sums::now(loads, self.slots_len())
     }
 
     /// The flow hash for `user`.
     #[inline(always)]
     pub(crate) fn flow_hash(self, ctx: &SkReuseportContext, arrival: Arrival, user: HashUser) -> Option<u64> {
-        let tuple = key::tuple(ctx, arrival)?;
         let Header { masks, seed, .. } = self.header();
-        Some(tuple.hash(&masks[user as usize], *seed))
+        key::hash(ctx, arrival, &masks[user as usize], *seed)
     }
+}
+
+/// See [`Bank::healthy_member`].
+#[cold]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn healthy_member(choice: u32) -> u32 {
+    let (Some(bank), Some(loads)) = (Bank::active(), Loads::now()) else { return choice };
+    bank.healthy_member(loads, choice)
 }
 
 /// The index if it is below `len`, in a way that the verifier can follow.
@@ -256,8 +281,8 @@ pub(crate) fn opaque(number: u32) -> u32 {
     number as u32
 }
 
-/// The hash for an attempt: the same for the first, unrelated ones after it.
+/// The hash for an attempt after the first: they are unrelated.
 #[inline(always)]
 fn rehash(hash: u64, attempt: u32) -> u64 {
-    if attempt == 0 { hash } else { mix(hash.wrapping_add(u64::from(attempt))) }
+    mix(hash.wrapping_add(u64::from(attempt)))
 }

@@ -18,7 +18,12 @@ impl Policy for Random {
     }
 
     #[inline(always)]
-    fn candidate(&self, attempt: u32) -> Option<u32> {
+    fn choice(&self) -> Option<u32> {
+        self.bank.share(self.random)
+    }
+
+    #[inline(always)]
+    fn alternative(&self, attempt: u32) -> Option<u32> {
         self.bank.share(rehash(self.random, attempt))
     }
 }

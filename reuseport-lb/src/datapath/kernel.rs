@@ -29,7 +29,7 @@ use super::{
     offsets::Offsets,
     pins::{self, Earlier, Pins},
     programs::PROGRAMS,
-    tables::{SharedLoads, SharedTables, SharedTotal},
+    tables::{SharedLoads, SharedSums, SharedTables},
     takeover::{self, PinRecord, TakenOver},
     trackers,
 };
@@ -53,7 +53,7 @@ pub struct KernelDatapath {
     pub(super) ebpf: Ebpf,
     tables: SharedTables,
     loads: SharedLoads,
-    total: SharedTotal,
+    sums: SharedSums,
     sockets: ReusePortSockArray<MapData>,
     owner: SkStorage<MapData, Value<Owner>>,
     listeners: HashMap<MapData, u64, u32>,
@@ -122,7 +122,7 @@ impl KernelDatapath {
         Ok(Self {
             tables: SharedTables::map(map_data(&ebpf, names::TABLES)?.fd())?,
             loads: SharedLoads::map(map_data(&ebpf, names::WORKERS)?.fd())?,
-            total: SharedTotal::map(map_data(&ebpf, names::TOTAL)?.fd())?,
+            sums: SharedSums::map(map_data(&ebpf, names::SUMS)?.fd())?,
             sockets: take(&mut ebpf, names::SOCKETS)?,
             owner: take(&mut ebpf, names::OWNER)?,
             listeners: take(&mut ebpf, names::LISTENERS)?,
@@ -274,12 +274,12 @@ impl Datapath for KernelDatapath {
         if program.compares_loads() && !self.counts_connections {
             return Err(Error::NotCounted(program));
         }
-        if program.bounded {
-            self.total.count(true);
+        if program.compares_loads() {
+            self.sums.keep(true);
         }
         self.exchange(program, socket)?;
-        if !program.bounded {
-            self.total.count(false);
+        if !program.compares_loads() {
+            self.sums.keep(false);
         }
         Ok(())
     }

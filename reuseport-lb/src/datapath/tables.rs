@@ -1,4 +1,4 @@
-//! The tables, the loads and their total, as memory that user space and the programs share.
+//! The tables, the loads and their sums, as memory that user space and the programs share.
 
 use std::{
     os::fd::AsFd,
@@ -7,10 +7,10 @@ use std::{
 
 use memmap2::{MmapOptions, MmapRaw};
 use reuseport_lb_ebpf::{
-    balance::Total,
     flow::KeyMask,
-    health,
+    health, least_loaded,
     limits::{MAX_CPUS, MAX_WORKERS},
+    sums::Sums,
     tables::{Bank, COST_UNIT, Header, Part, Tables},
     worker::{self, Load, Workers},
 };
@@ -79,7 +79,7 @@ impl SharedTables {
                 cpus.add(usize::from(cpu) % MAX_CPUS as usize).write(part);
             }
             let weights = (&raw mut (*bank).weights).cast::<u16>();
-            let costs = (&raw mut (*bank).costs).cast::<u32>();
+            let constants = (&raw mut (*bank).constants).cast::<u64>();
             let slots = (&raw mut (*bank).members).cast::<u16>();
             let members = &members[..members.len().min(MAX_WORKERS as usize)];
             for (index, member) in members.iter().enumerate() {
@@ -87,7 +87,8 @@ impl SharedTables {
                 slots.add(index).write(member.slot);
                 slots.add(members.len() + index).write(member.slot);
                 weights.add(slot).write(member.weight);
-                costs.add(slot).write(COST_UNIT / u32::from(member.weight));
+                let cost = COST_UNIT / u32::from(member.weight);
+                constants.add(slot).write(least_loaded::constant(cost, slot as u32));
             }
             let stall_after_ms = worker::stall_milliseconds(stall_after);
             (&raw mut (*self.tables()).headers).cast::<Header>().add(idle as usize).write(Header {
@@ -163,6 +164,9 @@ impl SharedLoads {
             let load = self.memory.as_mut_ptr().cast::<Load>().add(slot);
             (&raw mut (*load).selected).write_volatile(0);
             (&raw mut (*load).migrated_in).write_volatile(0);
+            // What was seen of the queue of another socket does not hold.
+            (&raw mut (*load).look_after_ms).write_volatile(0);
+            (&raw mut (*load).room_until).write_volatile(u32::MAX);
             // Nothing is in its handshake.
             (&raw mut (*load).abandoned).write_volatile(load.read_volatile().abandoned_of(0));
         }
@@ -180,39 +184,34 @@ impl SharedLoads {
             active: load.active(),
             established: load.established,
             pending: load.pending_at(worker::milliseconds(now_ns)),
-            stalled: load.stalled != 0,
+            stalled: load.is_stalled(),
             selected: load.selected,
             migrated_in: load.migrated_in.into(),
         }
     }
 }
 
-/// The memory of map `TOTAL`.
+/// The memory of map `SUMS`.
 #[derive(Debug)]
-pub(super) struct SharedTotal {
+pub(super) struct SharedSums {
     memory: MmapRaw,
 }
 
-impl SharedTotal {
-    /// Maps the memory of a map whose one value is [`Total`].
+impl SharedSums {
+    /// Maps the memory of a map whose one value is [`Sums`].
     pub(super) fn map(map: impl AsFd) -> Result<Self, Error> {
-        Ok(Self { memory: map_value::<Total>(map)? })
+        Ok(Self { memory: map_value::<Sums>(map)? })
     }
 
-    /// Lets the programs keep the total, or spares them that. What they find when they begin is out of date, so they
-    /// take the sum first.
-    pub(super) fn count(&self, counting: bool) {
-        let total = self.memory.as_mut_ptr().cast::<Total>();
+    /// Lets the programs keep the sums up, or spares them that. The next program that needs them takes them anew.
+    pub(super) fn keep(&self, needed: bool) {
+        let sums = self.memory.as_mut_ptr().cast::<Sums>();
         // SAFETY: the words are within the mapping and aligned, and everybody who shares them accesses them as a whole.
-        let (summed_at_ms, flag) = unsafe {
-            (
-                AtomicU32::from_ptr(&raw mut (*total).summed_at_ms),
-                AtomicU32::from_ptr(&raw mut (*total).counting),
-            )
+        let (taken_at_ms, flag) = unsafe {
+            (AtomicU32::from_ptr(&raw mut (*sums).taken_at_ms), AtomicU32::from_ptr(&raw mut (*sums).needed))
         };
-        if flag.swap(counting.into(), Ordering::Relaxed) == 0 {
-            summed_at_ms.store(0, Ordering::Relaxed);
-        }
+        flag.store(needed.into(), Ordering::Relaxed);
+        taken_at_ms.store(0, Ordering::Relaxed);
     }
 }
 
