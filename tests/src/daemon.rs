@@ -28,6 +28,9 @@ use crate::{
 
 mod launch;
 
+/// How many programs there are that pick for a group.
+const SELECTION_PROGRAMS: usize = 8;
+
 /// The binary under test: what `REUSEPORT_LB_BIN` names, or else the one in the target folder of this very test.
 pub fn binary() -> &'static Path {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -170,6 +173,22 @@ impl Daemon {
             group.active().iter().chain(&group.pending()).all(|count| *count == 0)
         })
         .await
+    }
+
+    /// Waits until all selection programs of all groups are loaded, which a thread does after the start. The daemon has
+    /// more descriptors then.
+    pub async fn has_loaded_all(&self) {
+        eventually("all programs are loaded", async || {
+            let groups = self.status().await.groups.len();
+            let descriptors =
+                fs::read_dir(format!("/proc/{}/fd", self.process.pid)).expect("its descriptors");
+            let programs = descriptors
+                .filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok())
+                .filter(|target| target.as_os_str() == "anon_inode:bpf-prog")
+                .count();
+            if programs >= groups * SELECTION_PROGRAMS { Ok(()) } else { Err(format!("{programs}\n{self}")) }
+        })
+        .await;
     }
 
     /// Runs the real command against this daemon.

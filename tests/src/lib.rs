@@ -28,6 +28,7 @@ pub mod process;
 pub mod scripts;
 pub mod server;
 pub mod status;
+pub mod steered;
 pub mod terminal;
 pub mod version;
 pub mod wait;

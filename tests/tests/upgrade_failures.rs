@@ -76,6 +76,7 @@ fn a_program_that_goes_in_the_last_moment_leaves_the_old_one() {
             daemon.cli(&["upgrade", "--binary", &going]).await.failed_with(&["cannot run", &going, word]);
             load.more(100).await;
             assert_it_works(&daemon, policy).await;
+            daemon.has_loaded_all().await;
             open.push(descriptors(&daemon));
         }
         eventually("nothing of them is left", async || {

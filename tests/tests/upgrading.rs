@@ -91,6 +91,7 @@ fn nothing_grows_by_upgrades() {
         let metrics = "127.0.0.1:9464";
         let daemon = Launch::policy("hash").arg("--metrics").arg(metrics).start(&netns).await;
         daemon.tell(&["upgrade"]).await;
+        daemon.has_loaded_all().await;
         // The connection that told it to may be among them still, so there may be fewer later, and never more.
         let first = descriptors(&daemon);
         for _ in 0..4 {

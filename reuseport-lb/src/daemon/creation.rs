@@ -25,6 +25,7 @@ use crate::{
     group::{Group, Supervision, WorkerId},
     handover::{Incoming, Kind},
     netns::Netns,
+    policy::Program,
     worker::affinity,
 };
 
@@ -53,7 +54,7 @@ impl Runner {
         let netns = open_netns(&spec)?;
         let left_over = check_address(&spec, &netns, |_, _| false)?;
         let cpus = cpus(&spec)?;
-        let datapath = load(&spec, settings, &events, &netns, None)?;
+        let datapath = load(&spec, settings, &events, &netns, spec.policy.program(), None)?;
         let now = Instant::now();
         let group = match spec.sockets {
             Sockets::Adopted => Group::adopted(spec.policy, spec.stall_after, now),
@@ -219,10 +220,11 @@ pub(super) fn load(
     settings: &Settings,
     events: &Events,
     netns: &Netns,
+    program: Program,
     earlier: Option<&PinRecord>,
 ) -> Result<KernelDatapath, GroupError> {
     let pins = settings.pin_dir.join(pin_name(spec, netns));
-    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, earlier)?;
+    let mut datapath = KernelDatapath::load(&pins, spec.hash_seed, settings.bpf_log, program, earlier)?;
     if settings.bpf_log.is_some() {
         datapath.forward_log().map_err(GroupError::Log)?;
     }

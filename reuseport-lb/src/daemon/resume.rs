@@ -43,7 +43,8 @@ impl Runner {
         handed: &mut Incoming,
     ) -> Result<Self, GroupError> {
         let netns = open_netns(&spec)?;
-        let datapath = load(&spec, settings, &events, &netns, Some(&earlier.pins))?;
+        let program = earlier.group.policy().program();
+        let datapath = load(&spec, settings, &events, &netns, program, Some(&earlier.pins))?;
         let expected = recover::sockets(&earlier, &datapath.slots());
         // Where workers open their sockets themselves, one may have done so since its daemon died.
         let is_ours = |listener: &adopt::Listener, owners: &[adopt::Owner]| {

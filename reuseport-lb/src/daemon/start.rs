@@ -136,15 +136,15 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         };
         groups.insert(name.clone(), runner.map_err(|why| StartError { group: name, why })?);
     }
-    for runner in groups.values_mut() {
-        runner.applied.datapath_mut().settle_in();
-    }
     // Before there is another thread or process.
     let privileges = Privileges::reduce(&groups.values().map(|runner| &runner.spec).collect::<Vec<_>>())
         .map_err(|why| {
             let group = groups.keys().next().cloned().unwrap_or_default();
             StartError { group, why: GroupError::Privileges(why) }
         })?;
+    for runner in groups.values_mut() {
+        runner.applied.datapath_mut().settle_in();
+    }
     let taken_over = version.map(|version| taken_over(version, &groups));
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {

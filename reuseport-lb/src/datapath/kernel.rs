@@ -28,7 +28,7 @@ use super::{
     object::Object,
     offsets::Offsets,
     pins::{self, Earlier, Pins},
-    programs::PROGRAMS,
+    programs::{Programs, name_of, verify},
     tables::{SharedLoads, SharedSums, SharedTables},
     takeover::{self, PinRecord, TakenOver},
     trackers,
@@ -50,7 +50,7 @@ unsafe impl Pod for Value<Watched> {}
 /// Dropping it takes away the pins and stops the counting of connections. The program stays with the group until
 /// [`attach`](Datapath::attach) with [`Policy::Kernel`](crate::policy::Policy::Kernel), or until the group's last socket is closed.
 pub struct KernelDatapath {
-    pub(super) ebpf: Ebpf,
+    pub(super) programs: Programs,
     tables: SharedTables,
     loads: SharedLoads,
     sums: SharedSums,
@@ -72,7 +72,8 @@ pub struct KernelDatapath {
 }
 
 impl KernelDatapath {
-    /// Loads programs and maps, pins them below the folder `group`, and starts to count connections.
+    /// Makes maps, pins them below the folder `group`, starts to count connections, and loads `program`. The others are
+    /// loaded by [`settle_in`](Self::settle_in), or when they are needed.
     ///
     /// `seed` is that of the flow hash, and `log` what the programs are to log; see [`Self::forward_log`]. `earlier` is
     /// what an earlier daemon wrote down of its pins: of those, all that fits is used again, and nothing changes for its
@@ -90,6 +91,7 @@ impl KernelDatapath {
         group: &Path,
         seed: u64,
         log: Option<BpfLogLevel>,
+        program: Program,
         earlier: Option<&PinRecord>,
     ) -> Result<Self, Error> {
         let offsets = Offsets::of_running_kernel();
@@ -98,6 +100,7 @@ impl KernelDatapath {
             tracing::info!(folder = %group.display(), "removed the pins of a daemon that died");
         }
         let (mut ebpf, kept) = takeover::load(&object, earlier)?;
+        verify(&mut ebpf, name_of(program).as_slice())?;
         let record = PinRecord {
             folder: group.to_owned(),
             generation: 0,
@@ -129,7 +132,7 @@ impl KernelDatapath {
             cookies: BTreeMap::new(),
             outcomes: take(&mut ebpf, names::OUTCOMES)?,
             stalls: Some(take(&mut ebpf, names::STALLS)?),
-            ebpf,
+            programs: Programs::new(ebpf),
             seed,
             counts_connections,
             // An earlier daemon may have died just after it committed something.
@@ -173,7 +176,7 @@ impl KernelDatapath {
     }
 
     /// From now on, what an earlier daemon has pinned is not needed any more, and dropping this value takes away all of
-    /// the group's pins.
+    /// the group's pins. The other programs are loaded by a thread, which has the privileges of the calling one.
     pub fn settle_in(&mut self) {
         let known: BTreeSet<u64> = self.cookies.values().copied().collect();
         for cookie in self.slots().into_keys().filter(|cookie| !known.contains(cookie)) {
@@ -181,6 +184,7 @@ impl KernelDatapath {
         }
         self.strays.clear();
         self.pins.settle();
+        self.programs.verify_all();
     }
 
     /// Takes the slot's last socket out of [`names::LISTENERS`].
@@ -193,7 +197,7 @@ impl KernelDatapath {
 
     /// Attaches a program in place of the present one, or takes that one away.
     fn exchange(&mut self, program: Program, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        let Some((_, name)) = PROGRAMS.into_iter().find(|(of, _)| *of == program) else {
+        let Some(name) = name_of(program) else {
             return match SkReuseport::detach(socket) {
                 // No program is attached, which is what is wanted.
                 Err(ProgramError::SkReuseportError(SkReuseportError::SetsockoptError {
@@ -202,7 +206,7 @@ impl KernelDatapath {
                 result => result.map_err(Error::program("detach")),
             };
         };
-        self::program::<SkReuseport>(&mut self.ebpf, name)?.attach(socket).map_err(Error::program(name))?;
+        self.programs.attach(name, socket)?;
         self.grace.begin();
         Ok(())
     }

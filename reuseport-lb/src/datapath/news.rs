@@ -18,7 +18,7 @@ impl KernelDatapath {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn forward_log(&mut self) -> io::Result<()> {
-        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).map_err(io::Error::other)?;
+        let logger = aya_log::EbpfLogger::init(&mut self.programs.get()).map_err(io::Error::other)?;
         // SAFETY: the logger's descriptor is that of its ring buffer, which it keeps open and never exchanges.
         let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
         let mut logger = logger.map_err(io::Error::other)?;

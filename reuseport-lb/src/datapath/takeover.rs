@@ -2,21 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    panic::resume_unwind,
     path::{Path, PathBuf},
-    thread,
 };
 
 use aya::{
     Ebpf,
     maps::{Map, MapData, MapInfo, ReusePortSockArray},
-    programs::SkReuseport,
 };
 use reuseport_lb_ebpf::{LAYOUT_VERSION, names};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, object::Object, offsets::Offsets, pins, pins::Earlier, programs::PROGRAMS, trackers, watch,
+    Error,
+    object::Object,
+    offsets::Offsets,
+    pins,
+    pins::Earlier,
+    programs::{PROGRAMS, verify},
+    trackers, watch,
 };
 use crate::config::BpfLogLevel;
 
@@ -75,6 +78,7 @@ pub fn rehearse(
 ) -> Result<BTreeSet<String>, Error> {
     let object = Object { offsets: &Offsets::of_running_kernel(), log };
     let (mut ebpf, _) = load(&object, None)?;
+    verify(&mut ebpf, &PROGRAMS.map(|(_, name)| name))?;
     trackers::load(&mut ebpf)?;
     if follows {
         watch::load(&mut ebpf)?;
@@ -86,8 +90,8 @@ pub fn rehearse(
     Ok(replaced)
 }
 
-/// Makes the maps, but for those of an earlier daemon that fit, which are given with their pins, and loads the programs
-/// that pick. Changes nothing for anybody.
+/// Makes the maps, but for those of an earlier daemon that fit, which are given with their pins. No program is loaded, and
+/// nothing changes for anybody.
 pub(super) fn load(
     object: &Object<'_>,
     earlier: Option<&PinRecord>,
@@ -97,30 +101,7 @@ pub(super) fn load(
     if !kept.is_empty() {
         ebpf = object.load(&kept)?;
     }
-    verify(&mut ebpf)?;
     Ok((ebpf, kept))
-}
-
-/// Loads the programs that pick, all at once: the kernel goes through each of them on the CPU that asks for it, and that
-/// is most of what a start takes.
-fn verify(ebpf: &mut Ebpf) -> Result<(), Error> {
-    thread::scope(|scope| {
-        let of_ours = |(name, program)| {
-            let (_, name) = PROGRAMS.iter().find(|(_, of_ours)| *of_ours == name)?;
-            Some((*name, program))
-        };
-        let loads: Vec<_> = ebpf
-            .programs_mut()
-            .filter_map(of_ours)
-            .map(|(name, program)| {
-                scope.spawn(move || {
-                    let program: &mut SkReuseport = program.try_into().map_err(Error::program(name))?;
-                    program.load().map_err(Error::program(name))
-                })
-            })
-            .collect();
-        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
-    })
 }
 
 /// The maps that an earlier daemon has pinned and that fit, by name, with their pins.

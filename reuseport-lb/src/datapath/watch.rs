@@ -39,12 +39,14 @@ impl KernelDatapath {
         netns: u32,
         tell: impl Fn(ListenEvent) + Send + 'static,
     ) -> Result<(), Error> {
-        let mut watched: Array<_, Value<Watched>> = take(&mut self.ebpf, names::WATCHED)?;
+        let mut ebpf = self.programs.get();
+        let mut watched: Array<_, Value<Watched>> = take(&mut ebpf, names::WATCHED)?;
         watched.set(0, Value(Watched { port: port.into(), netns }), 0).map_err(Error::map(names::WATCHED))?;
-        let listened: RingBuf<_> = take(&mut self.ebpf, names::LISTENED)?;
+        let listened: RingBuf<_> = take(&mut ebpf, names::LISTENED)?;
 
         // The link stays with the program, and so ends with this value. Without a daemon nobody reads the news.
-        load(&mut self.ebpf)?.attach().map_err(Error::program(names::WATCH_LISTENERS))?;
+        load(&mut ebpf)?.attach().map_err(Error::program(names::WATCH_LISTENERS))?;
+        drop(ebpf);
 
         let read = move |listened: &mut RingBuf<MapData>| {
             while let Some(event) = listened.next() {

@@ -80,6 +80,7 @@ impl Chaos {
 
     /// Compares what the daemon holds with what it, or one before it, held after the first round.
     pub(super) async fn compare_vitals(&self, first: Option<&Vitals>) -> Vitals {
+        self.daemon.has_loaded_all().await;
         eventually("the daemon holds no more than before", async || {
             let now = Vitals::of(self.daemon.process().pid);
             match first {

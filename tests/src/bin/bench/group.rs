@@ -13,7 +13,7 @@ use aya::{
 };
 use reuseport_lb::{
     datapath::{self, Datapath as _, KernelDatapath, Selection},
-    policy::{BalanceFactor, HashOn, Local, Member, Program, ring::Ring, shares},
+    policy::{BalanceFactor, HashOn, Local, Member, Policy, Program, ring::Ring, shares},
     worker::affinity,
 };
 
@@ -38,7 +38,7 @@ const BALANCE_FACTOR: f64 = 1.25;
 pub(crate) fn load(sockets: &[Socket]) -> Result<KernelDatapath> {
     let workers = u16::try_from(sockets.len()).context("too many workers")?;
     let pins = format!("/sys/fs/bpf/reuseport-lb-bench-{}", std::process::id());
-    let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None, None)?;
+    let mut datapath = KernelDatapath::load(Path::new(&pins), SEED, None, Policy::Kernel.into(), None)?;
     for (slot, socket) in (0..workers).zip(sockets) {
         datapath.insert(slot, socket.as_fd())?;
     }
