@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 
 use reuseport_lb::{control::Status, policy::Policy};
-use reuseport_lb_tests::{Client, Load, Machine, Netns, eventually, in_netns, run};
+use reuseport_lb_tests::{Client, GroupExt as _, Load, Machine, Netns, eventually, in_netns, run};
 
 const UNIT: &str = "reuseport-lb";
 
@@ -212,7 +212,12 @@ fn systemd_replaces_a_daemon_that_hangs_and_the_workers_serve_meanwhile() {
         let machine = machine(&netns, &[LOGGED, QUICK].concat()).await;
         machine.tell(&["dpkg", "--install", "/input/package.deb"]).await;
         start(&machine).await;
-        let before = status(&machine).await;
+        // A worker that says READY=1 to a daemon that hangs is exchanged afterwards.
+        let before = eventually("the workers are ready", async || {
+            let status = status(&machine).await;
+            if status.groups[0].all_active() { Ok(status) } else { Err(format!("{status:?}")) }
+        })
+        .await;
         let load = Load::start(&client(), 4);
 
         // Its workers go on; it feeds the watchdog no more.
@@ -229,7 +234,8 @@ fn systemd_replaces_a_daemon_that_hangs_and_the_workers_serve_meanwhile() {
         load.more(200).await;
         load.stop().await.assert_nothing_failed();
         let after = status(&machine).await;
-        assert_eq!(pids(&after), pids(&before), "the workers are the same");
+        let log = machine.tell(&["cat", "/var/log/daemon"]).await;
+        assert_eq!(pids(&after), pids(&before), "the workers are the same\n{log}");
         machine.tell(&["systemctl", "stop", UNIT]).await;
         let left = machine.tell(&["sh", "-c", "ps -e -o comm= | grep reuseport || true"]).await;
         assert_eq!(left, "", "processes are left");

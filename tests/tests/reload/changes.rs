@@ -189,14 +189,15 @@ fn another_command_is_for_workers_that_are_started_from_now_on() {
             format!("{WEB}command = ['env', 'GENERATION={generation}', '{program}', 'demo-worker']\n")
         };
         let daemon = Launch::config(&file(1)).start(&netns).await;
-        let generation = |pid: u32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).expect("a worker");
-            let environment = String::from_utf8_lossy(&environment).into_owned();
-            environment
-                .split('\0')
-                .find_map(|line| line.strip_prefix("GENERATION="))
-                .expect("it is set")
-                .to_owned()
+        // A worker runs from its `execve` on, and has the variable when `env` has called another.
+        let generation = async |pid: u32| {
+            eventually("it is set", async || {
+                let environment = fs::read(format!("/proc/{pid}/environ")).expect("a worker");
+                let environment = String::from_utf8_lossy(&environment).into_owned();
+                let value = environment.split('\0').find_map(|line| line.strip_prefix("GENERATION="));
+                value.map(str::to_owned).ok_or(environment.clone())
+            })
+            .await
         };
         let before = daemon.group().await;
         daemon.configure(&file(2));
@@ -206,11 +207,13 @@ fn another_command_is_for_workers_that_are_started_from_now_on() {
         let pid = |group: &GroupStatus, id| group.worker(id).pid.expect("it runs");
         for WorkerId(id) in after.workers.iter().map(|worker| worker.id) {
             assert_eq!(pid(&after, id), pid(&before, id));
-            assert_eq!(generation(pid(&after, id)), "1");
+            assert_eq!(generation(pid(&after, id)).await, "1");
         }
         daemon.tell(&["restart", "1"]).await;
         let after = daemon.wait("they run", GroupExt::all_active).await;
-        assert_eq!([0, 1, 2].map(|id| generation(pid(&after, id))), ["1", "2", "1"]);
+        for (id, expected) in [(0, "1"), (1, "2"), (2, "1")] {
+            assert_eq!(generation(pid(&after, id)).await, expected);
+        }
         daemon.stop().await;
     });
 }
