@@ -77,8 +77,12 @@ pub(crate) fn measure(scale: Scale, baseline: &Path) -> Result<Report> {
 
 fn measure_group(workers: u16, rounds: u32, turns: u32, baseline: &Path) -> Result<GroupReport> {
     let mut group = Group::new(workers, baseline)?;
-    let counters = Counters::enable()?;
     let programs = programs();
+    for program in &programs {
+        // The kernel has it from then on.
+        group.attach(*program)?;
+    }
+    let counters = Counters::enable()?;
 
     let mut empty_ns = Vec::new();
     let mut programs_ns = vec![Vec::new(); programs.len()];
