@@ -1,19 +1,24 @@
 //! The daemon as a service: what it tells the manager that started it.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use reuseport_lb::{group::WorkerState, policy::Policy};
 use reuseport_lb_tests::{Daemon, GroupExt, Launch, Load, Netns, eventually, in_netns};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::net::UnixDatagram;
+use tokio::{net::UnixDatagram, task::JoinSet};
 
 /// The end of the notify socket that systemd has.
+///
+/// It is read all the time, as systemd does: few messages find room in it, and the daemon waits for room.
 struct Manager {
     _folder: TempDir,
     path: String,
-    socket: UnixDatagram,
-    told: Vec<String>,
+    told: Arc<Mutex<Vec<String>>>,
+    _reader: JoinSet<()>,
 }
 
 impl Manager {
@@ -22,7 +27,17 @@ impl Manager {
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
         let path = Path::display(&path).to_string();
-        Self { _folder: folder, path, socket, told: Vec::new() }
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let heard = Arc::clone(&told);
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            let mut datagram = [0; 4096];
+            while let Ok(length) = socket.recv(&mut datagram).await {
+                let text = String::from_utf8_lossy(&datagram[..length]);
+                heard.lock().expect("no panic").extend(text.lines().map(str::to_owned));
+            }
+        });
+        Self { _folder: folder, path, told, _reader: reader }
     }
 
     /// Starts a daemon with this manager, and these variables besides.
@@ -32,17 +47,12 @@ impl Manager {
     }
 
     /// All lines so far.
-    fn told(&mut self) -> &[String] {
-        let mut datagram = [0; 4096];
-        while let Ok(length) = self.socket.try_recv(&mut datagram) {
-            let text = String::from_utf8_lossy(&datagram[..length]);
-            self.told.extend(text.lines().map(str::to_owned));
-        }
-        &self.told
+    fn told(&self) -> Vec<String> {
+        self.told.lock().expect("no panic").clone()
     }
 
     /// Waits until this was told, and gives the whole line.
-    async fn wait(&mut self, what: &str) -> String {
+    async fn wait(&self, what: &str) -> String {
         eventually(&format!("{what} was told"), async || {
             let told = self.told();
             told.iter().find(|line| line.starts_with(what)).cloned().ok_or_else(|| format!("told: {told:?}"))
@@ -50,12 +60,12 @@ impl Manager {
         .await
     }
 
-    fn count(&mut self, what: &str) -> usize {
+    fn count(&self, what: &str) -> usize {
         self.told().iter().filter(|line| *line == what).count()
     }
 }
 
-async fn start(manager: &mut Manager, netns: &Arc<Netns>, variables: &[&str]) -> Daemon {
+async fn start(manager: &Manager, netns: &Arc<Netns>, variables: &[&str]) -> Daemon {
     let launch = manager.launch(Launch::policy("round-robin").workers(3), variables);
     let daemon = launch.spawn(netns);
     manager.wait("READY=1").await;
@@ -65,8 +75,8 @@ async fn start(manager: &mut Manager, netns: &Arc<Netns>, variables: &[&str]) ->
 #[test]
 fn a_daemon_that_says_it_is_ready_serves() {
     in_netns(async |netns| {
-        let mut manager = Manager::new();
-        let daemon = start(&mut manager, &netns, &[]).await;
+        let manager = Manager::new();
+        let daemon = start(&manager, &netns, &[]).await;
         // Not a moment later: the first connection after the word is served.
         daemon.client().ask("/").await.expect("an answer");
         assert!(daemon.group().await.workers.iter().any(|worker| worker.state == WorkerState::Active));
@@ -90,8 +100,8 @@ fn a_daemon_that_says_it_is_ready_serves() {
 #[test]
 fn the_watchdog_hears_from_the_owner_under_load() {
     in_netns(async |netns| {
-        let mut manager = Manager::new();
-        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=200000"]).await;
+        let manager = Manager::new();
+        let daemon = start(&manager, &netns, &["WATCHDOG_USEC=200000"]).await;
         let load = Load::start(&daemon.client(), 4);
         let heard = manager.count("WATCHDOG=1");
         eventually("the watchdog hears ten times more", async || {
@@ -114,8 +124,8 @@ fn the_watchdog_hears_from_the_owner_under_load() {
 #[test]
 fn a_manager_that_has_gone_does_no_harm() {
     in_netns(async |netns| {
-        let mut manager = Manager::new();
-        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=100000"]).await;
+        let manager = Manager::new();
+        let daemon = start(&manager, &netns, &["WATCHDOG_USEC=100000"]).await;
         drop(manager);
         daemon.tell(&["drain", "2"]).await;
         daemon.client().ask("/").await.expect("an answer");
@@ -127,8 +137,8 @@ fn a_manager_that_has_gone_does_no_harm() {
 #[test]
 fn an_upgrade_is_told_from_its_beginning_to_its_end() {
     in_netns(async |netns| {
-        let mut manager = Manager::new();
-        let daemon = start(&mut manager, &netns, &["WATCHDOG_USEC=1000000"]).await;
+        let manager = Manager::new();
+        let daemon = start(&manager, &netns, &["WATCHDOG_USEC=1000000"]).await;
         manager.wait("STATUS=1 group, 3 of 3 workers active").await;
         daemon.tell(&["upgrade"]).await;
         eventually("the end of it is told", async || match manager.count("READY=1") {
@@ -157,7 +167,7 @@ fn an_upgrade_is_told_from_its_beginning_to_its_end() {
 #[test]
 fn a_reload_is_told_from_its_beginning_to_its_end() {
     in_netns(async |netns| {
-        let mut manager = Manager::new();
+        let manager = Manager::new();
         let config = |policy: &str| {
             format!("[groups.web]\nlisten = \"127.0.0.1:8080\"\nworkers = 2\npolicy = \"{policy}\"\n")
         };
