@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     process::ExitStatus,
     sync::{Arc, Mutex},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use rustix::{
@@ -27,6 +27,7 @@ pub struct Terminal {
     child: Child,
     keyboard: File,
     screen: Arc<Mutex<vt100::Parser>>,
+    reader: JoinHandle<()>,
 }
 
 impl Terminal {
@@ -60,13 +61,13 @@ impl Terminal {
         let (mut reader, parser) = (File::from(master), Arc::clone(&screen));
         let keyboard = reader.try_clone().expect("a descriptor");
         // Ends with an error when the last one who has the slave is gone.
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
                 parser.lock().expect("the parser").process(&bytes[..count]);
             }
         });
-        Self { line: display(line), child, keyboard, screen }
+        Self { line: display(line), child, keyboard, screen, reader }
     }
 
     /// What can be seen at this moment.
@@ -88,9 +89,11 @@ impl Terminal {
         .await
     }
 
-    /// Waits for the end of the program.
+    /// Waits for the end of the program, and gives what it has left on the screen.
     pub async fn ended(mut self) -> (ExitStatus, String) {
         let status = within("the program has ended", self.child.wait()).await.expect("wait");
+        // What it wrote last may be on its way still. The reader has all of it when it ends.
+        self.reader.join().expect("the reader");
         let left = self.screen.lock().expect("the parser").screen().contents();
         (status, left)
     }

@@ -27,8 +27,10 @@ fn workers_are_watched_and_changed_by_key() {
     in_netns(async |netns| {
         let daemon = Launch::policy("round-robin").workers(3).start(&netns).await;
         let mut top = top(&daemon);
-        let shown =
-            top.wait("the group is shown", |screen| screen.contains("round-robin · supervised")).await;
+        // The screen may be looked at when only a part of it is drawn.
+        let drawn =
+            |screen: &str| screen.contains("round-robin · supervised") && column(screen, 2, 2).is_some();
+        let shown = top.wait("the group is shown", drawn).await;
         let pid = daemon.group().await.worker(2).pid.expect("it runs").to_string();
         assert_eq!(column(&shown, 2, 1), Some(pid));
         assert_eq!(column(&shown, 2, 2).as_deref(), Some("active"));
