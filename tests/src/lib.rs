@@ -25,6 +25,7 @@ pub mod machine;
 pub mod netns;
 pub mod privileges;
 pub mod process;
+pub mod program;
 pub mod scripts;
 pub mod server;
 pub mod status;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::binary;
+use crate::{binary, program};
 
 /// A thread's capabilities, each set as the kernel writes it, and `no_new_privs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,11 +83,9 @@ pub fn as_user(uid: u32, capabilities: &[&str]) -> Vec<OsString> {
 pub fn program_for_all(folder: &Path, owner: Option<u32>) -> PathBuf {
     let copy = folder.join("program");
     if !copy.exists() {
-        fs::copy(binary(), &copy).expect("a copy of the program");
+        program::copy(binary(), &copy);
     }
-    for path in [folder, copy.as_path()] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode 0755");
-    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("mode 0755");
     chown(folder, owner, owner).expect("another owner");
     copy
 }

@@ -1,10 +1,10 @@
 //! Other versions of the program under test.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::path::Path;
 
 use reuseport_lb_ebpf::limits::MAX_MOVED;
 
-use crate::binary;
+use crate::{binary, program};
 
 /// The version that [`next_version`] makes.
 pub const NEXT: &str = "0.1.9";
@@ -23,20 +23,14 @@ pub fn next_version(path: &Path) {
         r#"my $version = s/\Q{this}\E/{NEXT}/g; my $map = s/{array}/$1{halved}/gs;
         die "version $version times, map $map times" unless $version && $map == 1;"#
     );
-    let program = std::process::Command::new("perl").args(["-0777", "-pe", &script]).arg(binary()).output();
-    let program = program.expect("perl");
-    assert!(program.status.success(), "{}", String::from_utf8_lossy(&program.stderr));
-    write(path, &program.stdout);
+    let output = std::process::Command::new("perl").args(["-0777", "-pe", &script]).arg(binary()).output();
+    let output = output.expect("perl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program::write(path, &output.stdout);
 }
 
 /// Writes a program to `path` that runs these shell commands and then becomes the program under test.
 pub fn wrapped(path: &Path, before: &str) {
     let script = format!("#!/bin/sh\n{before}\nexec '{}' \"$@\"\n", binary().display());
-    write(path, script.as_bytes());
-}
-
-fn write(path: &Path, program: &[u8]) {
-    fs::write(path, program)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    program::write(path, script.as_bytes());
 }

@@ -4,14 +4,14 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::{fs::PermissionsExt, net::UnixListener},
-    path::{Path, PathBuf},
 };
 
 use reuseport_lb::control::ErrorBody;
 use reuseport_lb::group::WorkerState;
-use reuseport_lb_tests::{Daemon, GroupExt, Launch, binary, hold, in_netns, run};
+use reuseport_lb_tests::{
+    Daemon, GroupExt, Launch, binary, eventually, hold, in_netns, privileges::program_for_all, run,
+};
 use socket2::{Domain, Socket, Type};
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -99,7 +99,12 @@ fn a_worker_command_that_fails_again_and_again() {
         assert!(group.workers.iter().all(|worker| worker.pid.is_none()), "{group:#?}");
         let reason = group.worker(0).reason.clone().expect("a reason");
         assert!(reason.contains('7'), "the exit status is missing: {reason}");
-        assert!(daemon.tell(&["status"]).await.stdout.contains("down"));
+        // Unless both are just being tried again.
+        eventually("it is shown", async || {
+            let shown = daemon.tell(&["status"]).await.stdout;
+            if shown.contains("down") { Ok(()) } else { Err(shown) }
+        })
+        .await;
         daemon.stop().await;
     });
 }
@@ -168,42 +173,19 @@ fn no_daemon() {
     });
 }
 
-/// The program in a folder that everybody may look into.
-struct PublicBinary {
-    _folder: TempDir,
-    path: PathBuf,
-}
-
-impl PublicBinary {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        open_to_all(folder.path());
-        let path = folder.path().join("reuseport-lb");
-        // By a process of its own: the file would still be open for writing in what another test is just starting.
-        let [from, to] = [binary(), &path].map(|path| path.display().to_string());
-        run(&["install", "--mode=755", &from, &to]).await.succeeded();
-        Self { _folder: folder, path }
-    }
-}
-
-fn open_to_all(folder: &Path) {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("chmod");
-}
-
 const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
 
 #[test]
 fn a_control_socket_that_is_not_permitted() {
     in_netns(async |netns| {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        open_to_all(folder.path());
         let control = folder.path().join("control.sock");
         let daemon = Launch::policy("hash").control(&control).start(&netns).await;
         let mode = fs::metadata(&control).expect("the control socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
-        let program = PublicBinary::new().await;
-        let [program, control] = [&program.path, &control].map(|path| path.display().to_string());
+        let program = program_for_all(folder.path(), None);
+        let [program, control] = [&program, &control].map(|path| path.display().to_string());
         let line = [AS_NOBODY.as_slice(), &[&program, "policy", "random", "--control", &control]].concat();
         run(&line).await.failed_with(&[&control, "not permitted"]);
         assert_eq!(daemon.group().await.policy.name.as_str(), "hash");
@@ -214,10 +196,8 @@ fn a_control_socket_that_is_not_permitted() {
 #[test]
 fn capabilities_that_are_missing() {
     in_netns(async |netns| {
-        let program = PublicBinary::new().await;
-        let program = program.path.display().to_string();
         let folder = tempfile::tempdir().expect("a temporary folder");
-        open_to_all(folder.path());
+        let program = program_for_all(folder.path(), None).display().to_string();
         let control = folder.path().join("control.sock").display().to_string();
         let start =
             [program.as_str(), "run", "--listen", "127.0.0.1:8080", "--workers", "2", "--control", &control];

@@ -1,9 +1,13 @@
 //! Who may use the control socket: root, the daemon's user, and the groups that the operator names.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use reuseport_lb::policy::Policy;
-use reuseport_lb_tests::{Daemon, Launch, Output, binary, in_netns, run};
+use reuseport_lb_tests::{Daemon, Launch, Output, in_netns, privileges::program_for_all, run};
 
 /// A user, and groups, that nobody has.
 const USER: u32 = 54_000;
@@ -20,22 +24,14 @@ async fn as_user(daemon: &Daemon, group: u32, further: &[u32], args: &[&str]) ->
         _ => format!("--groups={}", groups.join(",")),
     });
     // A copy that every user may run: the one in the target folder is below the developer's home.
-    line.push(program_for_all(daemon).display().to_string());
+    line.push(program(daemon).display().to_string());
     line.extend(args.iter().map(|arg| (*arg).to_owned()));
     line.extend(["--control".to_owned(), daemon.control().display().to_string()]);
     run(&line).await
 }
 
-fn program_for_all(daemon: &Daemon) -> std::path::PathBuf {
-    let folder = daemon.control().parent().expect("the socket's folder");
-    let copy = folder.join("program");
-    if !copy.exists() {
-        fs::copy(binary(), &copy).expect("a copy of the program");
-        for path in [folder, copy.as_path()] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode 0755");
-        }
-    }
-    copy
+fn program(daemon: &Daemon) -> PathBuf {
+    program_for_all(daemon.control().parent().expect("the socket's folder"), None)
 }
 
 fn mode(path: &Path) -> u32 {
@@ -74,7 +70,7 @@ fn a_group_may_upgrade_the_daemon_and_not_to_a_program_of_its_own() {
     in_netns(async |netns| {
         let launch = Launch::policy("hash").arg("--control-group").arg(CONTROL.to_string());
         let daemon = launch.start(&netns).await;
-        let own = program_for_all(&daemon).display().to_string();
+        let own = program(&daemon).display().to_string();
         let refused = as_user(&daemon, CONTROL, &[], &["upgrade", "--binary", &own]).await;
         refused.failed_with(&["not permitted", "root", "--binary"]);
         assert_eq!(daemon.status().await.generation, 1);

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use reuseport_lb::policy::Policy;
 use reuseport_lb_tests::{
-    Daemon, GroupExt, Launch, Load, connections, eventually, in_netns, version::wrapped,
+    Daemon, GroupExt, Launch, Load, connections, eventually, in_netns, program, version::wrapped,
 };
 use rustix::process::Signal;
 
@@ -15,8 +15,7 @@ fn beside(daemon: &Daemon, name: &str) -> String {
 
 fn script(daemon: &Daemon, name: &str, text: &str) -> String {
     let path = beside(daemon, name);
-    fs::write(&path, text).expect("a file");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode 0755");
+    program::write(Path::new(&path), text.as_bytes());
     path
 }
 
