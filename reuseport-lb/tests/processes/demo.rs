@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use reuseport_lb::{
     adopt::queue_depths,
     worker::{DEMO_COMMAND, ExitStatus, Process, Signal},
@@ -17,6 +17,12 @@ use crate::{
     namespace::{eventually, in_namespace},
     stage::{EXECUTABLE, Stage},
 };
+
+/// How long the worker waits for the first request of a connection when it ends.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often something is tried that this machine can hold up for longer than [`PATIENCE`].
+const TRIES: usize = 10;
 
 /// Waits until this many connections wait in the accept queue.
 fn queued(stage: &Stage, connections: u32) -> Result<()> {
@@ -73,17 +79,15 @@ fn sleeps_for_one_and_burns_for_all() -> Result<()> {
         let stage = Stage::new()?;
         let _worker = stage.demo(0)?;
         let (mut slow, mut other) = (Client::connect(stage.address)?, Client::connect(stage.address)?);
-        let started = Instant::now();
-        slow.send("/slow?ms=600")?;
+        // For an hour, in which others are served.
+        slow.send("/slow?ms=3600000")?;
         other.get("/")?;
-        assert!(started.elapsed() < Duration::from_millis(600), "others are served meanwhile");
-        slow.receive()?;
-        assert!(started.elapsed() >= Duration::from_millis(600));
+        let started = Instant::now();
+        other.get("/slow?ms=300")?;
+        assert!(started.elapsed() >= Duration::from_millis(300));
 
         let started = Instant::now();
-        slow.send("/burn?ms=300")?;
-        // The answer to this comes after the burning, unless it was read before that began.
-        slow.receive()?;
+        other.get("/burn?ms=300")?;
         assert!(started.elapsed() >= Duration::from_millis(300));
         Ok(())
     })
@@ -174,6 +178,7 @@ fn sigterm_finishes_everything_and_exits_with_0() -> Result<()> {
         idle.send("/")?;
         queued(&stage, 51)?;
         worker.signal(Signal::TERM)?;
+        let continued = Instant::now();
         worker.signal(Signal::CONT)?;
 
         for client in &mut waiting {
@@ -181,8 +186,14 @@ fn sigterm_finishes_everything_and_exits_with_0() -> Result<()> {
             assert_eq!(answer.header("connection"), Some("close"));
             client.closed()?;
         }
-        last_words.send("/").context("accepted, and its request was late")?;
-        assert_eq!(last_words.receive()?.status, 200);
+        match last_words.get("/") {
+            Ok(answer) => assert_eq!(answer.status, 200),
+            // This machine may have kept the request back for longer than the worker waits.
+            Err(error) if continued.elapsed() < PATIENCE => {
+                return Err(error.context("accepted, and its request was late"));
+            }
+            Err(_) => {}
+        }
         assert_eq!(idle.receive().context("a request that was on its way")?.status, 200);
         idle.closed()?;
         assert_eq!(slow.receive()?.status, 200);
@@ -193,47 +204,71 @@ fn sigterm_finishes_everything_and_exits_with_0() -> Result<()> {
     })
 }
 
+/// How long a worker takes to end that has idle connections only.
+fn end_with_idle_connections(stage: &Stage) -> Result<Duration> {
+    let mut worker = stage.demo(0)?;
+    let mut idle: Vec<_> = (0..10).map(|_| Client::connect(stage.address)).collect::<Result<_>>()?;
+    for client in &mut idle {
+        client.get("/")?;
+    }
+    let started = Instant::now();
+    worker.signal(Signal::TERM)?;
+    for client in &mut idle {
+        client.closed()?;
+    }
+    assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(0));
+    Ok(started.elapsed())
+}
+
 #[test]
 fn sigterm_closes_idle_connections_at_once() -> Result<()> {
     in_namespace(|| {
         let stage = Stage::new()?;
-        let mut worker = stage.demo(0)?;
-        let mut idle: Vec<_> = (0..10).map(|_| Client::connect(stage.address)).collect::<Result<_>>()?;
-        for client in &mut idle {
-            client.get("/")?;
+        let mut took = Vec::new();
+        // What never asked would be waited for every time.
+        while took.len() < TRIES && took.iter().all(|time| *time >= PATIENCE) {
+            took.push(end_with_idle_connections(&stage)?);
         }
-        let started = Instant::now();
-        worker.signal(Signal::TERM)?;
-        for client in &mut idle {
-            client.closed()?;
-        }
-        assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(0));
-        // What never asked would have a second.
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert!(took.iter().any(|time| *time < PATIENCE), "{took:?}");
         Ok(())
     })
 }
 
-#[test]
+/// Whether the worker was stopped before it had waited for long enough: then it must answer.
 #[expect(clippy::disallowed_methods, reason = "the worker's patience is to end in this time")]
+fn answers_what_came_while_it_was_stopped(stage: &Stage) -> Result<bool> {
+    let mut worker = stage.demo(0)?;
+    let mut first = Client::connect(stage.address)?;
+    // Answered after the connection before it was accepted.
+    let mut idle = Client::connect(stage.address)?;
+    idle.get("/")?;
+    let ending = Instant::now();
+    worker.signal(Signal::TERM)?;
+    idle.closed()?;
+    // From here on it waits a second for the first request.
+    if freeze(&worker).is_err() || ending.elapsed() >= PATIENCE {
+        worker.kill()?;
+        stage.end(&mut worker)?;
+        return Ok(false);
+    }
+    first.send("/")?;
+    std::thread::sleep(PATIENCE + Duration::from_millis(200));
+    worker.signal(Signal::CONT)?;
+    assert_eq!(first.receive()?.status, 200);
+    assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(0));
+    Ok(true)
+}
+
+#[test]
 fn a_request_that_came_in_time_is_answered_even_if_the_worker_did_not_run_then() -> Result<()> {
     in_namespace(|| {
         let stage = Stage::new()?;
-        let mut worker = stage.demo(0)?;
-        let mut first = Client::connect(stage.address)?;
-        // Answered after the connection before it was accepted.
-        let mut idle = Client::connect(stage.address)?;
-        idle.get("/")?;
-        worker.signal(Signal::TERM)?;
-        idle.closed()?;
-        // From here on it waits a second for the first request.
-        freeze(&worker)?;
-        first.send("/")?;
-        std::thread::sleep(Duration::from_millis(1_200));
-        worker.signal(Signal::CONT)?;
-        assert_eq!(first.receive()?.status, 200);
-        assert_eq!(stage.end(&mut worker)?, ExitStatus::Exited(0));
-        Ok(())
+        for _ in 0..TRIES {
+            if answers_what_came_while_it_was_stopped(&stage)? {
+                return Ok(());
+            }
+        }
+        bail!("never was the worker stopped in time")
     })
 }
 
@@ -270,11 +305,13 @@ fn out_of_descriptors_it_waits_without_spinning() -> Result<()> {
         let clients: Vec<_> = (0..free + 6).map(|_| Client::connect(stage.address)).collect::<Result<_>>()?;
         queued(&stage, 6)?;
         let ticks = || anyhow::Ok(process.stat().map(|stat| stat.utime + stat.stime)?);
-        let before = ticks()?;
+        let (before, started) = (ticks()?, Instant::now());
         // An accept that fails makes the worker wait 100 ms, so the queue is looked at about 5 times.
         std::thread::sleep(Duration::from_millis(500));
         let spent = Duration::from_secs(ticks()? - before) / u32::try_from(procfs::ticks_per_second())?;
-        assert!(spent < Duration::from_millis(100), "{spent:?} of computing while there is nothing to do");
+        // What the machine does not run counts as computed, so it is compared with the time that went by.
+        let time = started.elapsed();
+        assert!(spent * 4 < time, "{spent:?} of computing in {time:?} while there is nothing to do");
 
         // Each frees its descriptor for another when it is dropped.
         for mut client in clients {
