@@ -31,6 +31,7 @@ pub mod server;
 pub mod status;
 pub mod steered;
 pub mod terminal;
+pub mod ticks;
 pub mod version;
 pub mod wait;
 
@@ -46,4 +47,5 @@ pub use process::pin_thread;
 pub use server::Server;
 pub use status::GroupExt;
 pub use terminal::Terminal;
+pub use ticks::Ticks;
 pub use wait::{PATIENCE, eventually, within};

@@ -263,7 +263,8 @@ fn a_worker_s_own_children_may_speak_for_it_and_strangers_may_not() {
 #[test]
 fn a_worker_that_misses_its_watchdog_is_passed_over_and_then_started_again() {
     in_netns(async |netns| {
-        let daemon = Launch::policy("least-loaded").arg("--watchdog").arg("2s").start(&netns).await;
+        // It is passed over for as long before it is given up, which is time enough to see it.
+        let daemon = Launch::policy("least-loaded").arg("--watchdog").arg("5s").start(&netns).await;
         let (mut busy, answer) = daemon.client().hold().await.expect("a connection");
         let id = answer.worker;
         // It computes for an hour, and has one thread: no more notices.
@@ -296,7 +297,7 @@ fn a_worker_that_misses_its_watchdog_is_passed_over_and_then_started_again() {
 #[test]
 fn a_worker_that_feeds_its_watchdog_again_comes_back() {
     in_netns(async |netns| {
-        let daemon = Launch::policy("round-robin").arg("--watchdog").arg("3s").start(&netns).await;
+        let daemon = Launch::policy("round-robin").arg("--watchdog").arg("5s").start(&netns).await;
         let pid = daemon.group().await.worker(2).pid.expect("a process");
         signal(pid, Signal::STOP);
         is(&daemon, 2, WorkerState::Stalled).await;
