@@ -8,7 +8,12 @@ use rustix::process::Signal;
 fn the_start_is_told_in_five_lines() {
     in_netns(async |netns| {
         let daemon = Launch::policy("consistent-hash").start(&netns).await;
-        let stdout = daemon.written("stdout");
+        // It answers before it prints.
+        let stdout = eventually("all is told", async || {
+            let stdout = daemon.written("stdout");
+            if stdout.ends_with("ends\n") { Ok(stdout) } else { Err(stdout) }
+        })
+        .await;
         assert_eq!(stdout.lines().count(), 5, "{daemon}");
         let control = daemon.control().display().to_string();
         for word in ["127.0.0.1:8080", "consistent-hash", "4", &control, "drain"] {

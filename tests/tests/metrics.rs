@@ -109,9 +109,20 @@ async fn start(netns: &std::sync::Arc<reuseport_lb_tests::Netns>) -> Daemon {
     Launch::policy("round-robin").workers(3).arg("--metrics").arg(PORT.to_string()).start(netns).await
 }
 
-/// No handshake is counted as pending any more, so that two looks see the same.
+/// Nothing is about to change by itself any more, so that two looks see the same: no handshake is counted as pending,
+/// every worker is ready, and who drains is drained when its last connection is gone.
 async fn settled(daemon: &Daemon) -> GroupStatus {
-    daemon.wait("nothing is pending", |group| group.pending().iter().all(|count| *count == 0)).await
+    let is_settled = |worker: &WorkerStatus| match worker.state {
+        WorkerState::Active => true,
+        WorkerState::Draining => worker.connections.active > 0,
+        WorkerState::Drained => worker.connections.active == 0,
+        _ => false,
+    };
+    daemon
+        .wait("nothing changes any more", |group| {
+            group.pending().iter().all(|count| *count == 0) && group.workers.iter().all(is_settled)
+        })
+        .await
 }
 
 #[test]

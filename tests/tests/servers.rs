@@ -38,9 +38,13 @@ fn nginx_reloads_under_load_without_a_failed_connection() {
         let daemon = Launch::adopt("least-loaded").start(&netns).await;
         let group = daemon.group().await;
         assert_eq!((group.mode, group.workers.len()), (Mode::Adopted, WORKERS), "{group:#?}");
-        // The master holds all four sockets and so does each worker: shown is who accepts.
-        let first: BTreeSet<u32> = children(nginx.pid()).into_iter().collect();
-        assert_eq!((first.len(), pids(&group)), (WORKERS, first.clone()));
+        // The master holds all four sockets and so does each worker: shown is who accepts, as soon as it does.
+        let first = eventually("each worker is shown", async || {
+            let (group, first) = (daemon.group().await, BTreeSet::from_iter(children(nginx.pid())));
+            let shown = first.len() == WORKERS && pids(&group) == first;
+            if shown { Ok(first) } else { Err(format!("{first:?} and {group:#?}")) }
+        })
+        .await;
         answer_all(&daemon, &first).await;
 
         let before: u64 = daemon.group().await.selected().iter().sum();
@@ -79,10 +83,11 @@ fn nginx_reloads_under_load_without_a_failed_connection() {
 #[test]
 fn go_processes_are_exchanged_under_load_without_a_failed_connection() {
     in_netns(async |netns| {
+        const LOAD: usize = 8;
         let address = "127.0.0.1:8080";
         let mut servers = Server::go(address, 3).await;
         let daemon = Launch::adopt("least-loaded").start(&netns).await;
-        let load = Load::start(&daemon.client(), 8);
+        let load = Load::start(&daemon.client(), LOAD);
         for _ in 0..3 {
             load.more(200).await;
             let successor = Server::go(address, 1).await.remove(0);
@@ -104,9 +109,10 @@ fn go_processes_are_exchanged_under_load_without_a_failed_connection() {
         let group = daemon.idle().await;
         assert_eq!(pids(&group), servers.iter().map(Server::pid).collect());
         assert_eq!(group.outcomes.fallback, 0, "{group:#?}");
-        // Those that have left have taken their counts along.
+        // Those that have left have taken their counts along. A client whose SYN meets a socket that is just being closed
+        // sends it again, which is another run.
         let runs = group.outcomes.selected + group.outcomes.retried;
-        assert_eq!(runs, account.total(), "{group:#?}");
+        assert!((account.total()..=account.total() + 3 * LOAD as u64).contains(&runs), "{group:#?}");
         daemon.stop().await;
     });
 }
@@ -188,11 +194,11 @@ fn runs_as_a_worker(command: &[&str], serves_in_a_child: bool) {
         assert_eq!(daemon.group().await.worker(1).state, WorkerState::Down);
         daemon.tell(&["undrain", "1"]).await;
         let selected = daemon.group().await.worker(1).connections.selected_total;
+        let is_fed = |group: &GroupStatus| group.worker(1).connections.selected_total > selected;
+        daemon.wait("the new process gets connections", is_fed).await;
         load.more(100).await;
-        let account = load.stop().await;
-        account.assert_nothing_failed();
+        load.stop().await.assert_nothing_failed();
         let group = daemon.idle().await;
-        assert!(group.worker(1).connections.selected_total > selected, "{group:#?}\n{daemon}");
         assert_eq!(group.outcomes.fallback, 0, "{group:#?}");
         daemon.stop().await;
     });

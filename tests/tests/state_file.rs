@@ -94,7 +94,9 @@ fn maps_that_do_not_fit_are_replaced_without_a_lost_connection() {
             load.more(200).await;
             load.stop().await.assert_nothing_failed();
             let group = daemon.group().await;
-            assert!(group.outcomes.selected >= 200, "the new programs pick: {group:?}");
+            // But for what was on its way when they took over.
+            let least = 200 - LOAD as u64;
+            assert!(group.outcomes.selected >= least, "the new programs pick: {group:?}");
             // The connections of before had been counted in other maps.
             eventually("nothing is counted any more", async || {
                 let active = daemon.group().await.active();

@@ -145,7 +145,8 @@ fn maps_that_do_not_fit_are_replaced_without_a_lost_connection() {
             assert_eq!(connection.ask("/").await.expect("an answer").worker, worker);
         }
         let group = daemon.idle().await;
-        assert!(group.outcomes.selected >= 200, "the new programs pick: {group:?}");
+        // But for what was on its way when they took over.
+        assert!(group.outcomes.selected >= 200 - LOAD as u64, "the new programs pick: {group:?}");
         assert_eq!(group.outcomes.fallback, 0);
         daemon.stop().await;
     });
@@ -161,12 +162,12 @@ fn what_was_wished_goes_on() {
         daemon.tell(&["stop", "3"]).await;
         let before = daemon.group().await;
         daemon.tell(&["upgrade"]).await;
-        let group = daemon.group().await;
         let seen = |group: &GroupStatus| {
             let workers = group.workers.iter();
             workers.map(|worker| (worker.pid, worker.state, worker.weight)).collect::<Vec<_>>()
         };
-        assert_eq!((group.policy.name, seen(&group)), (Policy::LeastLoaded, seen(&before)));
+        let group = daemon.wait("all are what they were", |group| seen(group) == seen(&before)).await;
+        assert_eq!(group.policy.name, Policy::LeastLoaded);
         daemon.tell(&["undrain", "2"]).await;
         daemon.tell(&["start", "3"]).await;
         daemon.wait("all are active", GroupExt::all_active).await;

@@ -216,8 +216,13 @@ async fn crash_loop(args: &[&str]) -> impl AsyncFnOnce(std::sync::Arc<reuseport_
         assert_eq!(worker.reason.as_deref(), Some("exited with status 7"));
         assert_eq!(worker.last_words.last().map(String::as_str), Some("no database"), "{worker:?}");
         assert_eq!(worker.last_words.len(), 10, "{worker:?}");
-        let table = daemon.tell(&["status"]).await.stdout;
-        assert!(table.contains("exited with status 7") && table.contains("no database"), "{table}");
+        // Unless it is just being tried again.
+        eventually("it is shown", async || {
+            let table = daemon.tell(&["status"]).await.stdout;
+            let shown = table.contains("exited with status 7") && table.contains("no database");
+            if shown { Ok(()) } else { Err(table) }
+        })
+        .await;
         for _ in 0..20 {
             assert_eq!(daemon.client().ask("/").await.expect("the other one serves").worker, 0);
         }
