@@ -8,6 +8,8 @@
 //! root get no capability: what makes the daemon's privileges survive an `exec`, the ambient set, ends in
 //! [`launcher`](crate::worker::launcher).
 
+use std::collections::BTreeSet;
+
 use caps::{
     CapSet::{Ambient, Bounding, Effective, Inheritable, Permitted},
     Capability, CapsHashSet,
@@ -180,12 +182,13 @@ pub enum GivenUp {
 }
 
 impl Privileges {
-    /// Leaves the calling thread, and all that it starts from now on, what these groups need.
+    /// Leaves the calling thread, and all that it starts from now on, what these groups need. `earlier` is what an earlier
+    /// daemon had given up: this process does not have it, either, if that one has become this one.
     ///
     /// # Errors
     ///
     /// The kernel's. Some of it may have been given up.
-    pub fn reduce(groups: &[&GroupSpec]) -> Result<Self, CapsError> {
+    pub fn reduce(groups: &[&GroupSpec], earlier: &BTreeSet<String>) -> Result<Self, CapsError> {
         let before = caps::read(None, Permitted)?;
         let bounded = !groups.iter().any(|spec| starts_root(spec));
         let of_groups = groups.iter().flat_map(|spec| needs(spec, bounded)).map(|need| need.capability);
@@ -205,7 +208,14 @@ impl Privileges {
             caps::set(None, Inheritable, &keep)?;
             caps::set(None, Ambient, &keep)?;
         }
-        Ok(Self { given_up: before.difference(&keep).copied().collect(), bounded })
+        let earlier = earlier.iter().filter_map(|name| name.parse().ok());
+        let given_up = before.iter().copied().chain(earlier).filter(|capability| !keep.contains(capability));
+        Ok(Self { given_up: given_up.collect(), bounded })
+    }
+
+    /// The names of the capabilities that were given up.
+    pub fn given_up(&self) -> BTreeSet<String> {
+        self.given_up.iter().map(ToString::to_string).collect()
     }
 
     /// Whether these groups need nothing that has been given up.

@@ -194,7 +194,7 @@ impl Daemon {
         }
         let leaving = self.leaving.iter().map(|runner| GroupState { leaving: true, ..runner.state() });
         let groups = self.groups.values().map(Runner::state).chain(leaving).collect();
-        let state = self.state_file.state(self.generation, groups);
+        let state = self.state_file.state(self.generation, self.privileges.given_up(), groups);
         self.state_file.write(state)
     }
 

@@ -112,8 +112,9 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     let settings = Arc::new(settings);
     settings.open_files.raise(specs.iter().map(|spec| spec.workers));
     let Earlier { state, mut handed } = earlier;
-    let (generation, version, mut left) =
-        state.map_or_else(Default::default, |state| (state.generation, Some(state.version), state.groups));
+    let (generation, version, given_up, mut left) = state.map_or_else(Default::default, |state| {
+        (state.generation, Some(state.version), state.given_up, state.groups)
+    });
     let specs: Vec<_> = specs
         .into_iter()
         .map(|spec| {
@@ -137,11 +138,11 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
         groups.insert(name.clone(), runner.map_err(|why| StartError { group: name, why })?);
     }
     // Before there is another thread or process.
-    let privileges = Privileges::reduce(&groups.values().map(|runner| &runner.spec).collect::<Vec<_>>())
-        .map_err(|why| {
-            let group = groups.keys().next().cloned().unwrap_or_default();
-            StartError { group, why: GroupError::Privileges(why) }
-        })?;
+    let specs: Vec<_> = groups.values().map(|runner| &runner.spec).collect();
+    let privileges = Privileges::reduce(&specs, &given_up).map_err(|why| {
+        let group = groups.keys().next().cloned().unwrap_or_default();
+        StartError { group, why: GroupError::Privileges(why) }
+    })?;
     for runner in groups.values_mut() {
         runner.applied.datapath_mut().settle_in();
     }

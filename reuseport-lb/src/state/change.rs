@@ -28,9 +28,10 @@ type Changed<T> = BTreeMap<WorkerId, Option<T>>;
 impl State {
     /// What makes this state the next one; none where that takes all of it.
     pub(super) fn changes_to(&self, next: &Self) -> Option<Vec<Change>> {
-        let Self { format, version, boot, network_namespace, generation, groups } = next;
+        let Self { format, version, boot, network_namespace, generation, given_up, groups } = next;
         let is_same = (&self.format, &self.version, &self.boot, &self.network_namespace, &self.generation)
             == (format, version, boot, network_namespace, generation)
+            && self.given_up == *given_up
             && self.groups.len() == groups.len();
         let pairs = self.groups.iter().zip(groups).enumerate();
         is_same.then(|| pairs.filter_map(|(index, (before, after))| before.change_to(after, index)).collect())

@@ -1,6 +1,7 @@
 //! The state as a file: either the old one or the new one is there, whole, whatever happens in between.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
@@ -115,13 +116,14 @@ impl StateFile {
     }
 
     /// A state with these groups, as of now.
-    pub fn state(&self, generation: u64, groups: Vec<GroupState>) -> State {
+    pub fn state(&self, generation: u64, given_up: BTreeSet<String>, groups: Vec<GroupState>) -> State {
         State {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
             boot: self.boot.clone(),
             network_namespace: self.network_namespace,
             generation,
+            given_up,
             groups,
         }
     }

@@ -39,6 +39,9 @@ pub struct State {
     pub network_namespace: u64,
     /// How many daemons have had these groups, one after the other.
     pub generation: u64,
+    /// The capabilities that were given up at the start of it, or of a daemon that it was upgraded from.
+    #[serde(default)]
+    pub given_up: BTreeSet<String>,
     /// The groups.
     pub groups: Vec<GroupState>,
 }

@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -32,6 +33,7 @@ pub(super) fn state(file: &StateFile) -> State {
         PinRecord { folder: "/nonexistent".into(), generation: 1, layout: 1, programs: "digest".into() };
     file.state(
         4,
+        BTreeSet::from(["CAP_SYS_PTRACE".into()]),
         vec![GroupState {
             name: "default".into(),
             listen: ([127, 0, 0, 1], 80).into(),
