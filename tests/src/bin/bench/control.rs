@@ -132,6 +132,8 @@ async fn daemon(
 ) -> Result<(Resources, Cluster)> {
     let cluster = Cluster::start(netns, workers, &[]).await?;
     cluster.set_policy(Policy::LeastLoaded).await?;
+    // What it does in its first second is not what it does when it is idle.
+    cluster.daemon.has_loaded_all().await;
     let pid = cluster.daemon.process().pid;
     let syscalls = Syscalls::of(pid, object)?;
 

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, EbpfLoader, maps::PerCpuArray, programs::RawTracePoint};
+use nix::{time::clock_getcpuclockid, unistd::Pid};
 
 /// The program and the map that count system calls, and the global that says whose.
 const PROGRAM: &str = "count_syscalls";
@@ -44,16 +45,10 @@ impl Syscalls {
     }
 }
 
-/// The CPU time that a process has taken so far, to the nanosecond, of all its threads.
+/// The CPU time that a process has taken so far, to the nanosecond, of all threads that it has or has had.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the threads of a process")? {
-        let path = task?.path().join("schedstat");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let time = text.split_whitespace().next().context("schedstat")?;
-        sum += time.parse::<u64>().context("schedstat")?;
-    }
-    Ok(Duration::from_nanos(sum))
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?)).context("the clock of a process")?;
+    Ok(clock.now().context("the CPU time of a process")?.into())
 }
 
 /// Which part of a CPU a process takes, from one moment to another.
