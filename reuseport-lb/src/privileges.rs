@@ -182,8 +182,8 @@ pub enum GivenUp {
 }
 
 impl Privileges {
-    /// Leaves the calling thread, and all that it starts from now on, what these groups need. `earlier` is what an earlier
-    /// daemon had given up: this process does not have it, either, if that one has become this one.
+    /// Leaves the calling thread, and all that it starts from now on, what these groups need. `earlier` is what was given
+    /// up already, by the daemon that has become this one.
     ///
     /// # Errors
     ///

@@ -1,6 +1,11 @@
 //! How the daemon comes to be: what it needs, and what it makes.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
     Daemon, Handle,
@@ -112,6 +117,7 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     let settings = Arc::new(settings);
     settings.open_files.raise(specs.iter().map(|spec| spec.workers));
     let Earlier { state, mut handed } = earlier;
+    let is_upgrade = handed.is_something();
     let (generation, version, given_up, mut left) = state.map_or_else(Default::default, |state| {
         (state.generation, Some(state.version), state.given_up, state.groups)
     });
@@ -139,6 +145,8 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     }
     // Before there is another thread or process.
     let specs: Vec<_> = groups.values().map(|runner| &runner.spec).collect();
+    // One that was started anew has what it was started with.
+    let given_up = if is_upgrade { given_up } else { BTreeSet::new() };
     let privileges = Privileges::reduce(&specs, &given_up).map_err(|why| {
         let group = groups.keys().next().cloned().unwrap_or_default();
         StartError { group, why: GroupError::Privileges(why) }
