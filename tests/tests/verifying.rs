@@ -30,6 +30,12 @@ const OTHERS: [Program; 7] = [
 /// Under a policy that does not look at the source, chance makes one worker of these once in 4^31.
 const CONNECTIONS: [[u8; 4]; 32] = [[127, 0, 0, 1]; 32];
 
+fn steered_by_consistent_hash() -> Steered {
+    let mut group = Steered::new(WORKERS);
+    group.attach(Policy::ConsistentHash.into()).expect("a program");
+    group
+}
+
 /// All connections of one source have one worker where that is hashed, as policy `consistent-hash` does here.
 async fn assert_hashes(group: &mut Steered) {
     let slots = group.connect(&CONNECTIONS).await;
@@ -53,8 +59,7 @@ fn without_the_right_to_load<T>(body: impl FnOnce() -> T) -> T {
 #[test]
 fn a_program_that_is_refused_when_it_is_needed_leaves_the_one_that_picks() {
     in_netns(async |_| {
-        let mut group = Steered::new(WORKERS);
-        group.attach(Policy::ConsistentHash.into()).expect("a program");
+        let mut group = steered_by_consistent_hash();
         assert_hashes(&mut group).await;
 
         let random = Program::from(Policy::Random);
@@ -72,8 +77,7 @@ fn a_program_that_is_refused_when_it_is_needed_leaves_the_one_that_picks() {
 #[test]
 fn the_others_are_loaded_while_one_picks() {
     in_netns(async |_| {
-        let mut group = Steered::new(WORKERS);
-        group.attach(Policy::ConsistentHash.into()).expect("a program");
+        let mut group = steered_by_consistent_hash();
         group.datapath().settle_in();
         assert_hashes(&mut group).await;
         for program in OTHERS {
@@ -89,8 +93,7 @@ fn the_others_are_loaded_while_one_picks() {
 #[test]
 fn one_that_was_refused_meanwhile_is_tried_again_when_it_is_needed() {
     in_netns(async |_| {
-        let mut group = Steered::new(WORKERS);
-        group.attach(Policy::ConsistentHash.into()).expect("a program");
+        let mut group = steered_by_consistent_hash();
         // The thread that loads them has no more rights than this one has now.
         without_the_right_to_load(|| group.datapath().settle_in());
         assert_hashes(&mut group).await;

@@ -1,13 +1,12 @@
-//! A worker that takes nothing is passed over, whatever the policy, and comes back by itself.
+//! A worker that takes nothing from its accept queue.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
 use reuseport_lb::{
-    control::{Connections, GroupStatus, WorkerStatus},
+    control::{GroupStatus, WorkerStatus},
     group::WorkerState,
     worker::affinity,
 };
@@ -17,9 +16,7 @@ use reuseport_lb_tests::{
 };
 use rustix::process::Signal;
 
-const WORKERS: u16 = 4;
-/// One of the workers on the first CPU, when they are pinned.
-const STOPPED: u16 = 0;
+use super::{STOPPED, WORKERS, launches};
 
 /// The stall time of these tests. Longer than the default, so that the machine seldom keeps a healthy worker from running
 /// for so long.
@@ -29,25 +26,6 @@ const LOOK_AFTER: Duration = Duration::from_millis(200 / 4);
 /// How many connections may come to a worker that should be seen to be stalled, of more than a thousand: this machine may
 /// have kept all of the others from running for so long that they are stalled too.
 const HANDFUL: usize = 5;
-
-/// The policies, with what share of this thread's connections each of four workers has.
-fn launches() -> BTreeMap<&'static str, (Launch, f64)> {
-    let cpus = affinity::allowed().expect("the CPUs of this test").len();
-    // Four workers by turns: those of the first CPU.
-    let local = (0..usize::from(WORKERS)).filter(|worker| worker % cpus == 0).count();
-    let launch = |policy| Launch::policy(policy).workers(WORKERS).stall_after("200ms");
-    let quarter = 1.0 / f64::from(WORKERS);
-    BTreeMap::from([
-        ("hash", (launch("hash"), quarter)),
-        ("consistent-hash", (launch("consistent-hash"), quarter)),
-        ("bounded", (launch("consistent-hash").arg("--balance-factor=1.25"), quarter)),
-        ("least-loaded", (launch("least-loaded"), quarter)),
-        ("power-of-two", (launch("power-of-two"), quarter)),
-        ("round-robin", (launch("round-robin"), quarter)),
-        ("random", (launch("random"), quarter)),
-        ("cpu-local", (launch("cpu-local").arg("--pin-workers"), 1.0 / local as f64)),
-    ])
-}
 
 /// Arrivals until the daemon says that the worker is stalled.
 ///
@@ -329,58 +307,6 @@ fn when_all_are_stalled_all_are_eligible() {
         arrivals.finish().await;
         daemon.stop().await;
     });
-}
-
-/// How often the kernel has found an accept queue full, in this thread's network namespace.
-fn overflows() -> u64 {
-    let text = fs::read_to_string("/proc/thread-self/net/netstat").expect("netstat");
-    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(fields);
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let at = names.iter().position(|name| name == "ListenOverflows").expect("ListenOverflows");
-    values[at].parse().expect("a number")
-}
-
-/// At once, and not only after the stall time, which is far away here.
-#[test]
-fn a_full_accept_queue_gets_no_connection_under_any_policy() {
-    const BACKLOG: u64 = 8;
-    for policy in launches().into_keys() {
-        in_netns(async move |netns| {
-            let (launch, _) = launches().remove(policy).expect(policy);
-            let daemon = launch.stall_after("10m").arg(format!("--backlog={BACKLOG}")).start(&netns).await;
-            pin_thread(affinity::allowed().expect("the CPUs of this thread")[0]);
-            let pid = daemon.group().await.worker(STOPPED).pid.expect("a process");
-            process::signal(pid, Signal::STOP);
-            let before = overflows();
-            let mut arrivals = Arrivals::of(daemon.client());
-            // The others are given the time to empty theirs, which are as short.
-            for _ in 0..100 {
-                arrivals.make(2).await;
-                eventually("the others have answered", async || {
-                    let group = daemon.group().await;
-                    let queued =
-                        |worker: &WorkerStatus| worker.id.0 != STOPPED && worker.connections.queued > 0;
-                    if group.workers.iter().any(queued) { Err(format!("{group:#?}")) } else { Ok(()) }
-                })
-                .await;
-            }
-            let group = daemon.group().await;
-            let stopped = group.worker(STOPPED);
-            let Connections { queued, selected_total, .. } = stopped.connections;
-            assert_eq!(queued, selected_total, "{policy}: what it got is in its queue: {group:#?}");
-            // Those that compare loads see how much it has before its queue is full.
-            match policy {
-                "bounded" | "least-loaded" | "power-of-two" => assert!((1..=BACKLOG + 1).contains(&queued)),
-                _ => assert_eq!(queued, BACKLOG + 1, "{policy}: it is full, and no fuller: {group:#?}"),
-            }
-            assert_eq!(stopped.stalls.count, 0, "{policy}: it is not stalled yet");
-            assert_eq!(overflows(), before, "{policy}: no connection found a full queue");
-            process::signal(pid, Signal::CONT);
-            arrivals.finish().await;
-            daemon.stop().await;
-        });
-    }
 }
 
 /// Eight workers that have as much to do as they can. Whoever is said to have been stalled has kept some client waiting
