@@ -77,7 +77,11 @@ impl Daemon {
             let groups = self.all_groups().filter_map(Runner::next_wake);
             let wake = groups.chain(self.manager.next_wake()).min();
             tokio::select! {
-                Some(request) = self.requests.recv() => self.answer(request),
+                Some(request) = self.requests.recv() => {
+                    self.answer(request);
+                    // Who asked does not wait for the look at all workers.
+                    tokio::task::yield_now().await;
+                }
                 Some((key, event)) = self.events.next() => {
                     self.happened(key, event);
                     // What came with it costs no further look at all workers, and no further state to write.

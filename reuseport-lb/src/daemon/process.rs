@@ -1,6 +1,6 @@
-//! A task for each worker's process: it passes signals on and reports the end.
+//! A worker's process: what it is told, and a task that reports its end.
 
-use tokio::sync::mpsc;
+use std::{io, sync::Arc};
 
 use super::events::{Event, Events};
 use crate::{
@@ -22,49 +22,43 @@ pub(super) enum Order {
 
 /// A process that is watched.
 #[derive(Debug)]
-pub(super) struct Watched {
-    /// What tells it from all others.
-    pub(super) identity: ProcessState,
-    /// What it writes.
-    pub(super) output: LastWords,
-    orders: mpsc::UnboundedSender<Order>,
-}
+pub(super) struct Watched(Arc<Process>);
 
 impl Watched {
-    /// Sends something to the process.
-    pub(super) fn order(&self, order: Order) {
-        // Its task has ended when the process has, and then nothing is to be ordered.
-        let _ = self.orders.send(order);
+    /// What tells it from all others.
+    pub(super) fn identity(&self) -> ProcessState {
+        ProcessState { pid: self.0.pid(), started_at: self.0.started_at() }
+    }
+
+    /// What it writes.
+    pub(super) fn output(&self) -> &LastWords {
+        self.0.last_words()
+    }
+
+    /// Sends something to the process. One that has ended is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn order(&self, order: Order) -> io::Result<()> {
+        match order {
+            Order::Terminate => self.0.signal(Signal::TERM),
+            Order::Abort => self.0.signal(Signal::ABORT),
+            Order::Kill => self.0.kill(),
+        }
     }
 }
 
 /// Watches the process of `worker` until it ends.
-pub(super) fn watch(events: Events, worker: WorkerId, mut process: Process) -> Watched {
-    let (orders, mut received) = mpsc::unbounded_channel();
-    let output = process.last_words().clone();
-    let identity = ProcessState { pid: process.pid(), started_at: process.started_at() };
+pub(super) fn watch(events: Events, worker: WorkerId, process: Process) -> Watched {
+    let process = Arc::new(process);
+    let watched = Watched(Arc::clone(&process));
     tokio::spawn(async move {
-        let pid = process.pid();
-        let reason = loop {
-            tokio::select! {
-                status = process.exited() => {
-                    break status.map_or_else(|error| format!("lost: {error}"), |status| status.to_string());
-                }
-                Some(order) = received.recv() => {
-                    let sent = match order {
-                        Order::Terminate => process.signal(Signal::TERM),
-                        Order::Abort => process.signal(Signal::ABORT),
-                        Order::Kill => process.kill(),
-                    };
-                    if let Err(error) = sent {
-                        tracing::error!(worker = worker.0, pid, %error, "cannot signal the worker");
-                    }
-                }
-            }
-        };
+        let status = process.exited().await;
+        let reason = status.map_or_else(|error| format!("lost: {error}"), |status| status.to_string());
         let said = process.last_words();
         said.complete().await;
-        events.send(Event::Exited { worker, pid, reason, last_words: said.lines() });
+        events.send(Event::Exited { worker, pid: process.pid(), reason, last_words: said.lines() });
     });
-    Watched { identity, output, orders }
+    watched
 }

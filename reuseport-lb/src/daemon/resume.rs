@@ -136,7 +136,7 @@ impl Runner {
             pins: self.applied.datapath().record().clone(),
             group: self.group.clone(),
             sockets: self.listeners.iter().map(|(id, socket)| (*id, socket.cookie())).collect(),
-            processes: self.processes.iter().map(|(id, process)| (*id, process.identity)).collect(),
+            processes: self.processes.iter().map(|(id, process)| (*id, process.identity())).collect(),
         }
     }
 }

@@ -348,8 +348,10 @@ impl Runner {
     }
 
     fn order(&mut self, id: WorkerId, order: Order) {
-        if let Some(process) = self.processes.get(&id) {
-            process.order(order);
+        let Some(process) = self.processes.get(&id) else { return };
+        if let Err(error) = process.order(order) {
+            let pid = process.identity().pid;
+            tracing::error!(group = self.spec.name, worker = id.0, pid, %error, "cannot signal the worker");
         }
     }
 }

@@ -147,8 +147,8 @@ impl Runner {
             outgoing.add(Kind::Notices(pin_name(&self.spec, &self.netns)), notices);
         }
         for process in self.processes.values() {
-            let pid = process.identity.pid;
-            for (stream, pipe) in process.output.pipes() {
+            let pid = process.identity().pid;
+            for (stream, pipe) in process.output().pipes() {
                 outgoing.add(Kind::Output { pid, stream }, pipe);
             }
         }

@@ -7,12 +7,14 @@
 
 pub mod affinity;
 pub mod descriptors;
+pub mod exit;
 pub mod launcher;
 pub mod notify;
 pub mod output;
 pub mod process;
 
-pub use process::{ExitStatus, Launch, Process, Signal, StartError};
+pub use exit::ExitStatus;
+pub use process::{Launch, Process, Signal, StartError};
 
 /// Tells a worker its number.
 pub const WORKER_VARIABLE: &str = "REUSEPORT_LB_WORKER";

@@ -2,10 +2,11 @@
 
 use std::{
     ffi::OsString,
-    fmt, io,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,8 +14,7 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::{
     io::Errno,
     process::{
-        Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open,
-        pidfd_send_signal, waitid,
+        Pid, PidfdFlags, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
     },
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -23,6 +23,7 @@ pub use rustix::process::Signal;
 
 use super::{
     DEMO_COMMAND, EXEC_COMMAND, GROUP_VARIABLE, WORKER_VARIABLE,
+    exit::ExitStatus,
     launcher::Become,
     output::{LastWords, Streams},
 };
@@ -112,7 +113,8 @@ pub struct Process {
     handle: AsyncFd<OwnedFd>,
     started_at: u64,
     last_words: LastWords,
-    ended: Option<ExitStatus>,
+    // What waits for the end and what takes the id for the process's own exclude each other.
+    ended: Mutex<Option<ExitStatus>>,
 }
 
 impl Process {
@@ -234,7 +236,13 @@ impl Process {
         // With the handle open, what is read of the id is of the same process, unless that has ended since; and then
         // the handle says so.
         let started_at = started_at(pid)?;
-        Ok(Self { pid, handle: watch(handle)?, started_at, last_words: LastWords::unknown(), ended: None })
+        Ok(Self {
+            pid,
+            handle: watch(handle)?,
+            started_at,
+            last_words: LastWords::unknown(),
+            ended: Mutex::default(),
+        })
     }
 
     /// The process id. It belongs to this worker until [`exited`](Self::exited) has returned.
@@ -283,10 +291,11 @@ impl Process {
     ///
     /// The kernel's, such as `EPERM` when all of them have become another user.
     pub fn kill(&self) -> io::Result<()> {
+        let ended = self.ended();
         // The first process by its handle: whether it still is the one that is meant. After that the id names its group.
         // A child's id stays its own until `exited` has waited for it. Another's child is waited for by init, at once;
         // then the id stays taken while the group has a member, and without members there is nothing to kill.
-        if self.ended.is_some() || pidfd_send_signal(&self.handle, Signal::KILL) == Err(Errno::SRCH) {
+        if ended.is_some() || pidfd_send_signal(&self.handle, Signal::KILL) == Err(Errno::SRCH) {
             return Ok(());
         }
         unless_gone(kill_process_group(self.pid, Signal::KILL))
@@ -299,19 +308,25 @@ impl Process {
     /// # Errors
     ///
     /// The kernel's.
-    pub async fn exited(&mut self) -> io::Result<ExitStatus> {
-        if let Some(status) = self.ended {
-            return Ok(status);
-        }
+    pub async fn exited(&self) -> io::Result<ExitStatus> {
         // A pidfd is readable once its process has ended, and stays so.
         drop(self.handle.readable().await?);
+        let mut ended = self.ended();
+        if let Some(status) = *ended {
+            return Ok(status);
+        }
         let status = match waitid(WaitId::PidFd(self.handle.as_fd()), WaitIdOptions::EXITED) {
             Ok(status) => status.map_or(ExitStatus::Unknown, |status| ExitStatus::from(&status)),
             Err(Errno::CHILD) => ExitStatus::Unknown,
             Err(error) => return Err(error.into()),
         };
-        self.ended = Some(status);
+        *ended = Some(status);
         Ok(status)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Option<ExitStatus>> {
+        // Who panicked has left a status, or none.
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -339,72 +354,4 @@ fn started_at(pid: Pid) -> io::Result<u64> {
         procfs::ProcError::NotFound(_) => Errno::SRCH.into(),
         error => io::Error::other(error),
     })
-}
-
-/// How a worker ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitStatus {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By a signal.
-    Killed {
-        /// The signal's number.
-        signal: i32,
-        /// Whether it left a core dump.
-        core_dumped: bool,
-    },
-    /// Nobody told: an earlier daemon started it, and only a parent is told.
-    Unknown,
-}
-
-impl ExitStatus {
-    /// Whether the worker ended by itself and with status 0.
-    pub const fn success(self) -> bool {
-        matches!(self, Self::Exited(0))
-    }
-}
-
-impl From<&WaitIdStatus> for ExitStatus {
-    fn from(status: &WaitIdStatus) -> Self {
-        match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Self::Exited(code),
-            (None, Some(signal)) => Self::Killed { signal, core_dumped: status.dumped() },
-            // A stopped or continued process, for which nobody asked.
-            (None, None) => Self::Unknown,
-        }
-    }
-}
-
-/// Such as `exited with status 3` or `killed by SIGKILL`.
-impl fmt::Display for ExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed { signal, core_dumped } => {
-                match nix::sys::signal::Signal::try_from(signal) {
-                    Ok(named) => write!(f, "killed by {named}")?,
-                    Err(_) => write!(f, "killed by signal {signal}")?,
-                }
-                if core_dumped { f.write_str(" (core dumped)") } else { Ok(()) }
-            }
-            Self::Unknown => f.write_str("ended; how is not known, since an earlier daemon had started it"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn says_how_a_worker_ended() {
-        let killed = |signal, core_dumped| ExitStatus::Killed { signal, core_dumped }.to_string();
-        assert_eq!(ExitStatus::Exited(3).to_string(), "exited with status 3");
-        assert_eq!(killed(9, false), "killed by SIGKILL");
-        assert_eq!(killed(11, true), "killed by SIGSEGV (core dumped)");
-        assert_eq!(killed(40, false), "killed by signal 40");
-        assert!(ExitStatus::Unknown.to_string().starts_with("ended; "));
-        assert!(ExitStatus::Exited(0).success());
-        assert!(!ExitStatus::Exited(1).success());
-    }
 }
