@@ -1,6 +1,6 @@
 //! What a worker's process is given, where its output goes, and what is left of it when it fails.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use reuseport_lb::group::WorkerState;
 use reuseport_lb_tests::{GroupExt, Launch, eventually, in_netns, process::signal, scripts::server};
@@ -259,5 +259,33 @@ fn a_worker_outlives_the_daemon_that_read_what_it_wrote() {
         for pid in pids {
             reuseport_lb_tests::process::kill_and_wait(pid);
         }
+    });
+}
+
+/// A line that is begun is passed on when it is whole, by whichever daemon is there then.
+#[test]
+fn a_line_outlives_the_daemons_that_see_it_written() {
+    in_netns(async |netns| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fifo = folder.path().join("go").display().to_string();
+        reuseport_lb_tests::run(&["mkfifo", &fifo]).await.succeeded();
+        let script = format!("printf begun; read word < {fifo}; echo , and $word; exec sleep 1000");
+        let launch = Launch::policy("hash").workers(1).worker_command(&["sh", "-c", &script]);
+        let mut daemon = launch.start(&netns).await;
+        // Its other end is opened when the line is begun.
+        let mut go = fs::OpenOptions::new().write(true).open(&fifo).expect("the other end");
+        daemon.tell(&["upgrade"]).await;
+        daemon.kill().await;
+        daemon.start_again(&[]).await;
+        go.write_all(b"done\n").expect("the worker reads");
+        let lines = eventually("the line is there", async || {
+            let out = daemon.written("stdout");
+            let lines: Vec<String> =
+                out.lines().filter(|line| line.starts_with('[')).map(str::to_owned).collect();
+            if lines.is_empty() { Err(out) } else { Ok(lines) }
+        })
+        .await;
+        assert_eq!(lines, ["[default/0] begun, and done"]);
+        daemon.stop().await;
     });
 }

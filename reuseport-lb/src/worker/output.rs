@@ -1,12 +1,13 @@
 //! What workers write to standard output and error.
 //!
-//! With [`Output::Prefix`] each worker writes into two pipes, and a task for each reads them line by line. One thread
-//! writes the lines on, so that a reader who is slow holds up neither the daemon nor, by more than a pipe's length,
-//! memory: the pipes fill, and the workers wait.
+//! With [`Output::Prefix`] each worker writes into two pipes, and one thread passes what is in them on, line by line. A
+//! reader who is slow holds up neither the daemon nor, by more than a pipe's length, memory: the pipes fill, and the
+//! workers wait.
 //!
-//! A worker's end of a pipe can be read from, too, so that the pipe has a reader even when the daemon has died: then
-//! what the worker writes waits in the pipe instead of killing it by SIGPIPE. After `PIPE_BYTES` the worker waits,
-//! until a new daemon reads on.
+//! A line is taken out of its pipe only when it is whole and has been passed on. So whatever becomes of the daemon, nothing is
+//! lost: a worker's end of a pipe can be read from, too, so that the pipe has a reader even when the daemon has died, and
+//! what the worker writes waits there instead of killing it by SIGPIPE. After `PIPE_BYTES` the worker waits, until a new
+//! daemon reads on.
 
 use std::{
     collections::VecDeque,
@@ -23,25 +24,21 @@ use std::{
 };
 
 use rustix::{
-    fs::OFlags,
+    fs::{Mode, OFlags},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
 };
-use tokio::{net::unix::pipe, sync::watch, time::timeout};
-use writer::Stream;
+use source::{Source, Stream};
+use tokio::{sync::watch, time::timeout};
 
-pub use reading::{go_on, halt};
-pub use writer::flush;
+pub use pump::{flush, go_on, halt};
 
 use crate::{config::worker::Output, group::WorkerId};
 
-mod reading;
-mod writer;
+mod pump;
+mod source;
 
 /// How much a worker may write while nobody reads; the most that the kernel gives to everybody.
 const PIPE_BYTES: usize = 1024 * 1024;
-
-/// The longest line that is passed on in one piece.
-const MAX_LINE_BYTES: usize = 8 * 1024;
 
 /// How many of the last lines are kept for `status`.
 const LAST_LINES: usize = 10;
@@ -68,10 +65,10 @@ pub struct Streams {
 
 /// The last lines that a process wrote to standard error, as far as they were seen.
 #[derive(Clone, Debug)]
-pub struct LastWords(Source);
+pub struct LastWords(Origin);
 
 #[derive(Clone, Debug)]
-enum Source {
+enum Origin {
     Unknown,
     Lines { lines: SharedLines, open: watch::Receiver<()>, pipes: Pipes },
     File { file: Arc<File>, from: u64 },
@@ -80,20 +77,16 @@ enum Source {
 type SharedLines = Arc<Mutex<VecDeque<String>>>;
 
 /// Where the daemon reads standard output and error of one process.
-type Pipes = [Option<Arc<pipe::Receiver>>; 2];
+type Pipes = [Option<Arc<OwnedFd>>; 2];
 
 impl LastWords {
     /// Those of a process whose output nobody follows.
     pub const fn unknown() -> Self {
-        Self(Source::Unknown)
+        Self(Origin::Unknown)
     }
 
     /// Reads on what a running process writes that an earlier daemon has started with these settings. `handed` are the
     /// pipes for its standard output and error, where that daemon has handed them over.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with I/O enabled.
     pub fn read_on(
         output: &Output,
         group: &str,
@@ -102,26 +95,23 @@ impl LastWords {
         handed: [Option<OwnedFd>; 2],
     ) -> Self {
         match output {
-            _ if handed.iter().any(Option::is_some) => {
-                let receiver = |pipe: OwnedFd| pipe::Receiver::from_owned_fd(pipe).ok();
-                follow(group, worker, handed.map(|pipe| pipe.and_then(receiver)))
-            }
+            _ if handed.iter().any(Option::is_some) => follow(group, worker, handed),
             Output::Inherit => Self::unknown(),
             Output::Prefix => follow(group, worker, [pipe_of(pid, 1), pipe_of(pid, 2)]),
             Output::Folder(folder) => {
                 let file = reopen(folder, group, worker).and_then(|file| {
                     let from = file.metadata()?.len();
-                    Ok(Source::File { file: Arc::new(file), from })
+                    Ok(Origin::File { file: Arc::new(file), from })
                 });
-                Self(file.unwrap_or(Source::Unknown))
+                Self(file.unwrap_or(Origin::Unknown))
             }
         }
     }
 
     /// The pipes that its standard output (1) and error (2) are read from.
-    pub fn pipes(&self) -> impl Iterator<Item = (u8, &pipe::Receiver)> {
+    pub fn pipes(&self) -> impl Iterator<Item = (u8, &OwnedFd)> {
         let pipes = match &self.0 {
-            Source::Lines { pipes, .. } => pipes.as_slice(),
+            Origin::Lines { pipes, .. } => pipes.as_slice(),
             _ => &[],
         };
         (1..).zip(pipes).filter_map(|(stream, pipe)| Some((stream, &**pipe.as_ref()?)))
@@ -129,7 +119,7 @@ impl LastWords {
 
     /// Waits until all that the process wrote has been passed on: not for long, since its own children may write on.
     pub async fn complete(&self) {
-        if let Source::Lines { open, .. } = &self.0 {
+        if let Origin::Lines { open, .. } = &self.0 {
             let mut open = open.clone();
             // Those who pass on hold a sender each, and send nothing.
             drop(timeout(REST_PATIENCE, open.changed()).await);
@@ -139,11 +129,11 @@ impl LastWords {
     /// The lines, the last one last.
     pub fn lines(&self) -> Vec<String> {
         match &self.0 {
-            Source::Unknown => Vec::new(),
-            Source::Lines { lines, .. } => {
+            Origin::Unknown => Vec::new(),
+            Origin::Lines { lines, .. } => {
                 lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
             }
-            Source::File { file, from } => tail(file, *from).unwrap_or_else(|error| {
+            Origin::File { file, from } => tail(file, *from).unwrap_or_else(|error| {
                 tracing::debug!(%error, "cannot read what a worker wrote");
                 Vec::new()
             }),
@@ -183,10 +173,6 @@ impl Streams {
     /// # Errors
     ///
     /// The kernel's: out of descriptors, or the folder cannot be written to.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with I/O enabled.
     pub fn new(output: &Output, group: &str, worker: WorkerId) -> io::Result<Self> {
         match output {
             Output::Inherit => Ok(Self {
@@ -196,9 +182,7 @@ impl Streams {
             }),
             Output::Prefix => {
                 let (stdout, stderr) = (Pipe::new()?, Pipe::new()?);
-                let from = pipe::Receiver::from_owned_fd(stdout.ours)?;
-                let errors_from = pipe::Receiver::from_owned_fd(stderr.ours)?;
-                let last_words = follow(group, worker, [Some(from), Some(errors_from)]);
+                let last_words = follow(group, worker, [Some(stdout.ours), Some(stderr.ours)]);
                 Ok(Self { stdout: stdout.theirs.into(), stderr: stderr.theirs.into(), last_words })
             }
             Output::Folder(folder) => {
@@ -207,7 +191,7 @@ impl Streams {
                 let stdout = file.try_clone()?;
                 let stderr = file.try_clone()?;
                 let last_words =
-                    LastWords(Source::File { file: Arc::new(reopen(folder, group, worker)?), from });
+                    LastWords(Origin::File { file: Arc::new(reopen(folder, group, worker)?), from });
                 Ok(Self { stdout: stdout.into(), stderr: stderr.into(), last_words })
             }
         }
@@ -215,30 +199,31 @@ impl Streams {
 }
 
 /// Passes on what comes from the standard output and error of one process.
-fn follow(group: &str, worker: WorkerId, pipes: [Option<pipe::Receiver>; 2]) -> LastWords {
+fn follow(group: &str, worker: WorkerId, pipes: [Option<OwnedFd>; 2]) -> LastWords {
     let pipes: Pipes = pipes.map(|pipe| pipe.map(Arc::new));
     let (sender, open) = watch::channel(());
     let lines = SharedLines::default();
     let prefix: Arc<str> = format!("[{group}/{worker}] ").into();
-    let out = Follower { prefix, stream: Stream::Out, last: None, _open: sender };
-    let err = Follower { stream: Stream::Err, last: Some(Arc::clone(&lines)), ..out.clone() };
-    for (follower, from) in [out, err].into_iter().zip(&pipes) {
-        if let Some(from) = from {
-            tokio::spawn(follower.follow(Arc::clone(from)));
+    let [out, err] = pipes.clone();
+    let streams = [(out, Stream::Out, None), (err, Stream::Err, Some(Arc::clone(&lines)))];
+    for (pipe, to, last) in streams {
+        if let Some(pipe) = pipe {
+            pump::follow(Source { pipe, prefix: Arc::clone(&prefix), to, last, _open: sender.clone() });
         }
     }
-    LastWords(Source::Lines { lines, open, pipes })
+    LastWords(Origin::Lines { lines, open, pipes })
 }
 
 /// The reading end of a stream of a running process, where that is a pipe of ours.
-fn pipe_of(pid: u32, descriptor: u8) -> Option<pipe::Receiver> {
+fn pipe_of(pid: u32, descriptor: u8) -> Option<OwnedFd> {
     let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
     let flags = u32::from_str_radix(flags.trim(), 8).ok()?;
     // Only ours can be both read and written.
     let is_ours = flags & OFlags::ACCMODE.bits() == OFlags::RDWR.bits();
     let path = format!("/proc/{pid}/fd/{descriptor}");
-    is_ours.then(|| pipe::OpenOptions::new().open_receiver(path).ok()).flatten()
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    is_ours.then(|| rustix::fs::open(path, flags, Mode::empty()).ok()).flatten()
 }
 
 fn log_path(folder: &std::path::Path, group: &str, worker: WorkerId) -> PathBuf {
@@ -264,7 +249,7 @@ struct Pipe {
 
 impl Pipe {
     fn new() -> io::Result<Self> {
-        let (ours, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (ours, write_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         if let Err(error) = fcntl_setpipe_size(&write_end, PIPE_BYTES) {
             tracing::debug!(%error, "a worker's output has a short pipe");
         }
@@ -274,124 +259,11 @@ impl Pipe {
     }
 }
 
-/// Passes one stream of one process on.
-#[derive(Clone)]
-struct Follower {
-    prefix: Arc<str>,
-    stream: Stream,
-    last: Option<SharedLines>,
-    // Gone when all is passed on.
-    _open: watch::Sender<()>,
-}
-
-impl Follower {
-    /// Until nobody can write any more.
-    async fn follow(self, from: Arc<pipe::Receiver>) {
-        let mut lines = Lines::default();
-        let mut reading = reading::begin();
-        loop {
-            tokio::select! {
-                biased;
-                () = reading.halted() => {
-                    if let Some(line) = std::mem::take(&mut lines).rest() {
-                        self.pass_on(&line).await;
-                    }
-                    reading.go_on().await;
-                    continue;
-                }
-                ready = from.readable() => drop(ready),
-            }
-            match lines.read(&from) {
-                Ok(None) => break,
-                Ok(Some(complete)) => {
-                    for line in complete {
-                        self.pass_on(&line).await;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    tracing::warn!(worker = &*self.prefix, %error, "cannot read what the worker writes");
-                    break;
-                }
-            }
-        }
-        if let Some(line) = lines.rest() {
-            self.pass_on(&line).await;
-        }
-    }
-
-    async fn pass_on(&self, line: &[u8]) {
-        if let Some(last) = &self.last {
-            keep(&mut last.lock().unwrap_or_else(PoisonError::into_inner), line);
-        }
-        let line = [self.prefix.as_bytes(), line, b"\n"].concat();
-        writer::write(self.stream, line).await;
-    }
-}
-
-/// Cuts what comes into lines, and lines that are too long into pieces.
-#[derive(Default)]
-struct Lines {
-    begun: Vec<u8>,
-}
-
-impl Lines {
-    /// Reads what is there, and gives the lines that are complete now; none at the end.
-    fn read(&mut self, from: &pipe::Receiver) -> io::Result<Option<Vec<Vec<u8>>>> {
-        // Here and not in the task, whose memory stays while it waits: there are two of these for each worker.
-        let mut chunk = [0; MAX_LINE_BYTES];
-        match from.try_read(&mut chunk)? {
-            0 => Ok(None),
-            length => Ok(Some(self.split(&chunk[..length]))),
-        }
-    }
-
-    fn split(&mut self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut lines = Vec::new();
-        while !bytes.is_empty() {
-            let room = MAX_LINE_BYTES - self.begun.len();
-            let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
-            let (line, rest, is_whole) = match end {
-                Some(end) => (&bytes[..end], &bytes[end + 1..], true),
-                None => {
-                    let cut = room.min(bytes.len());
-                    (&bytes[..cut], &bytes[cut..], cut == room)
-                }
-            };
-            self.begun.extend_from_slice(line);
-            bytes = rest;
-            if is_whole {
-                lines.push(std::mem::take(&mut self.begun));
-            }
-        }
-        lines
-    }
-
-    fn rest(self) -> Option<Vec<u8>> {
-        (!self.begun.is_empty()).then_some(self.begun)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
 
     use super::*;
-
-    #[test]
-    fn what_comes_is_cut_into_lines() {
-        let mut lines = Lines::default();
-        assert_eq!(lines.split(b"a\nb"), [b"a".to_vec()]);
-        assert_eq!(lines.split(b"c\n\nd\n"), [b"bc".to_vec(), b"".to_vec(), b"d".to_vec()]);
-        assert!(lines.split(b"end").is_empty());
-        assert_eq!(lines.rest(), Some(b"end".to_vec()));
-
-        let mut lines = Lines::default();
-        let long = vec![b'x'; MAX_LINE_BYTES * 2 + 5];
-        let pieces = lines.split(&long);
-        assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [MAX_LINE_BYTES; 2]);
-        assert_eq!(lines.rest().map(|rest| rest.len()), Some(5));
-    }
 
     #[test]
     fn a_few_last_lines_are_kept_and_fit() {
