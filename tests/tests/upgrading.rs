@@ -1,9 +1,18 @@
 //! The daemon becomes another version of itself: no connection notices, no worker is restarted, nothing is forgotten.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use reuseport_lb::{
-    control::{GroupStatus, Status},
+    control::{GroupStatus, Status, client},
+    group::WorkerId,
     policy::Policy,
 };
 use reuseport_lb_tests::{
@@ -12,8 +21,11 @@ use reuseport_lb_tests::{
     server::perl,
     version::{NEXT, next_version, wrapped},
 };
+use tokio::task::JoinSet;
 
 const LOAD: usize = 8;
+/// How many ask at the same time.
+const ASKING: u16 = 16;
 const THIS: &str = env!("CARGO_PKG_VERSION");
 
 fn pids(group: &GroupStatus) -> BTreeMap<u16, Option<u32>> {
@@ -236,6 +248,40 @@ fn what_workers_write_meanwhile_is_not_lost() {
         }
         let written = lines();
         assert!(written.iter().copied().eq(0..written.len() as u64), "{written:?}");
+        daemon.stop().await;
+    });
+}
+
+/// Whoever asks for something while one daemon becomes the next is answered, by the one or the other.
+#[test]
+fn what_is_asked_meanwhile_is_done() {
+    in_netns(async |netns| {
+        let daemon = Launch::policy("round-robin").workers(ASKING).start(&netns).await;
+        let client = client::Client::new(daemon.control());
+        let generation = daemon.status().await.generation;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut askers = JoinSet::new();
+        for worker in 0..ASKING {
+            let (client, is_over) = (client.clone(), Arc::clone(&is_over));
+            askers.spawn(async move {
+                let mut weight = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    weight = 1 + weight % 256;
+                    let done = client.set_weight(None, WorkerId(worker), weight).await;
+                    assert_eq!(done.expect("an answer").weight, weight, "worker {worker}");
+                }
+                (worker, weight)
+            });
+        }
+        for _ in 0..5 {
+            daemon.tell(&["upgrade"]).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        let last: BTreeMap<u16, u16> = askers.join_all().await.into_iter().collect();
+        let status = daemon.status().await;
+        assert_eq!(status.generation, generation + 5);
+        let workers = status.groups[0].workers.iter();
+        assert_eq!(workers.map(|worker| (worker.id.0, worker.weight)).collect::<BTreeMap<_, _>>(), last);
         daemon.stop().await;
     });
 }

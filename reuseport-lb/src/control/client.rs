@@ -118,11 +118,7 @@ impl Client {
     ///
     /// [`Error`]; this and all other requests.
     pub async fn status(&self) -> Result<Status, Error> {
-        match self.ask(Method::GET, "/v1/status", None::<&()>).await {
-            // As when the daemon has just become another version. To look once more changes nothing.
-            Err(Error::Broken { .. }) => self.ask(Method::GET, "/v1/status", None::<&()>).await,
-            done => done,
-        }
+        self.ask(Method::GET, "/v1/status", None::<&()>).await
     }
 
     /// The metrics, in Prometheus' own text format.
@@ -217,7 +213,18 @@ impl Client {
     }
 
     async fn send(&self, method: Method, route: &str, body: Vec<u8>) -> Result<Bytes, Error> {
-        let (status, answer) = timeout(self.patience, self.exchange(method, route, body))
+        let body = Bytes::from(body);
+        let exchange = async || self.exchange(method.clone(), route, body.clone()).await;
+        let exchange = async {
+            match exchange().await {
+                // As when the daemon is just becoming another version. To look once more changes nothing.
+                Err(Error::Broken { source, .. }) if method == Method::GET || is_unread(&*source) => {
+                    exchange().await
+                }
+                done => done,
+            }
+        };
+        let (status, answer) = timeout(self.patience, exchange)
             .await
             .map_err(|_| Error::Silent { path: self.path.clone() })??;
         if status.is_success() {
@@ -230,18 +237,13 @@ impl Client {
         Err(Error::Refused { status: status.as_u16(), message })
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        route: &str,
-        body: Vec<u8>,
-    ) -> Result<(StatusCode, Bytes), Error> {
+    async fn exchange(&self, method: Method, route: &str, body: Bytes) -> Result<(StatusCode, Bytes), Error> {
         let request = Request::builder()
             .method(method)
             .uri(route)
             .header(HOST, "localhost")
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(body))
             .map_err(|e| self.broken(e))?;
         let stream = UnixStream::connect(&self.path).await.map_err(|e| self.not_connected(e))?;
         let (mut sender, connection) =
@@ -269,6 +271,19 @@ impl Client {
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Broken { path: self.path.clone(), source: source.into() }
     }
+}
+
+/// Whether a connection broke before the daemon had read all of the request, so that nothing was done.
+///
+/// A Unix socket that is closed with something unread in it resets the connection (net/unix/af_unix.c), and one that
+/// is closed without says nothing but the end.
+fn is_unread(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let kind = cause.downcast_ref().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
+            || cause.downcast_ref().is_some_and(hyper::Error::is_canceled)
+    })
 }
 
 fn worker_route(group: Option<&str>, worker: WorkerId, what: &str) -> String {
@@ -346,6 +361,44 @@ mod tests {
         let bare = told(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\nno").await;
         let Error::Refused { status: 502, message } = bare else { panic!("{bare:?}") };
         assert_eq!(message, "the daemon answered 502 Bad Gateway");
+    }
+
+    /// The daemon that has not read a request is asked again; the one that has may have done what it says.
+    #[tokio::test]
+    async fn a_request_is_made_again_only_if_it_was_not_read() {
+        let folder = folder();
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let client = Client::new(&path);
+        let accept = async || listener.accept().await.expect("the client connects").0;
+
+        let server = async {
+            accept().await.readable().await.expect("the client writes");
+            drop(accept().await);
+        };
+        let (asked, ()) = tokio::join!(client.shutdown(), server);
+        // Once more, and not again and again.
+        assert!(matches!(asked, Err(Error::Broken { .. })), "{asked:?}");
+
+        let server = async {
+            accept().await.readable().await.expect("the client writes");
+            let mut stream = accept().await;
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.expect("the client writes"), 0);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .expect("the client reads");
+        };
+        let (asked, ()) = tokio::join!(client.shutdown(), server);
+        asked.expect("the second answer");
+
+        let server = async {
+            let mut request = [0; 1024];
+            assert_ne!(accept().await.read(&mut request).await.expect("the client writes"), 0);
+        };
+        let (asked, ()) = tokio::join!(client.shutdown(), server);
+        assert!(matches!(asked, Err(Error::Broken { .. })), "{asked:?}");
     }
 
     #[tokio::test(start_paused = true)]
