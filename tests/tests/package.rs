@@ -198,6 +198,22 @@ fn upgrading_the_package_upgrades_the_running_service() {
     });
 }
 
+/// A drop-in says where the control socket is, to the daemon and to whoever talks to it.
+#[test]
+fn a_control_socket_elsewhere_is_found_by_reload_and_upgrade() {
+    in_netns(async |netns| {
+        let drop_in = format!("{LOGGED}Environment=REUSEPORT_LB_CONTROL=/run/reuseport-lb/other.sock\n");
+        let machine = machine(&netns, &drop_in).await;
+        machine.tell(&["dpkg", "--install", "/input/package.deb"]).await;
+        start(&machine).await;
+        machine.tell(&["systemctl", "reload", UNIT]).await;
+        machine.tell(&["dpkg", "--unpack", "/input/package.deb"]).await;
+        let told = machine.tell(&["dpkg", "--configure", UNIT]).await;
+        assert!(told.contains("workers kept; maps kept"), "{told}");
+        machine.tell(&["systemctl", "stop", UNIT]).await;
+    });
+}
+
 fn pids(status: &Status) -> Vec<u32> {
     let workers = status.groups.iter().flat_map(|group| &group.workers);
     workers.map(|worker| worker.pid.expect("it runs")).collect()
