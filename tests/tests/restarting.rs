@@ -206,6 +206,48 @@ fn the_daemon_goes_on_alone_and_takes_other_commands_meanwhile() {
 }
 
 #[test]
+fn a_restart_that_is_cancelled_leaves_the_rest_as_it_was() {
+    in_netns(async |netns| {
+        let daemon = Launch::policy("round-robin").start(&netns).await;
+        let connection = loop {
+            let (connection, answer) = daemon.client().hold().await.expect("a connection");
+            if answer.worker == 1 {
+                break connection;
+            }
+        };
+        let load = Load::start(&daemon.client(), 8);
+        load.more(100).await;
+        daemon.cli(&["restart", "--cancel"]).await.failed_with(&["no restart is under way"]);
+        let before = daemon.group().await;
+        let cancels = async {
+            // That one drains until its connection is closed.
+            let is_at_1 = |group: &GroupStatus| {
+                let at = group.operation.iter().flat_map(|operation| &operation.under_way);
+                at.map(|at| at.worker).any(|id| id == WorkerId(1))
+            };
+            daemon.wait("it is at worker 1", is_at_1).await;
+            let told = json(&daemon.tell(&["restart", "--cancel", "--no-wait", "--json"]).await);
+            assert_eq!((told.state, &told.waiting[..]), (OperationState::Running, &[][..]));
+            drop(connection);
+        };
+        let (begun, ()) = tokio::join!(daemon.cli(&["restart", "--timeout", "1h"]), cancels);
+        assert_eq!(begun.status.code(), Some(1), "{begun}");
+        assert!(begun.stderr.ends_with("the restart was cancelled; left as they were: 2-3\n"), "{begun}");
+        let after = daemon.group().await;
+        load.more(100).await;
+        load.stop().await.assert_nothing_failed();
+        assert_eq!(operation(&after).state, OperationState::Cancelled);
+        assert_eq!(operation(&after).done, [0, 1].map(WorkerId));
+        assert!(after.all_active(), "{after:#?}");
+        let same: Vec<bool> =
+            pids(&before).into_iter().zip(pids(&after)).map(|(old, new)| old == new).collect();
+        assert_eq!(same, [false, false, true, true]);
+        assert_eq!(daemon.idle().await.outcomes.fallback, 0, "our program picked for every connection");
+        daemon.stop().await;
+    });
+}
+
+#[test]
 fn a_drained_worker_comes_back_drained() {
     in_netns(async |netns| {
         let daemon = Launch::policy("consistent-hash").start(&netns).await;

@@ -36,7 +36,8 @@ impl Flags {
         u64::try_from(self.timeout.as_millis()).ok()
     }
 
-    /// Shows how the operation gets on that has begun, or only that it has.
+    /// Shows how the operation gets on that has begun, or only that it has. `wanted` is how it is to end; done it may be
+    /// in any case.
     ///
     /// # Errors
     ///
@@ -46,10 +47,11 @@ impl Flags {
         client: &Client,
         env: &mut Env<'_>,
         begun: OperationStatus,
+        wanted: OperationState,
     ) -> anyhow::Result<()> {
         let Self { timeout: _, no_wait, group, json } = self;
         if !no_wait {
-            watch(client, group, env, begun, *json).await
+            watch(client, group, env, begun, wanted, *json).await
         } else if *json {
             Ok(render::json(env, &begun)?)
         } else {
@@ -63,12 +65,13 @@ impl Flags {
 ///
 /// # Errors
 ///
-/// A worker did not come back. With `json`, the operation is printed all the same.
+/// A worker did not come back, or somebody has cancelled the operation. With `json`, it is printed all the same.
 async fn watch(
     client: &Client,
     group: &target::Group,
     env: &mut Env<'_>,
     begun: OperationStatus,
+    wanted: OperationState,
     json: bool,
 ) -> anyhow::Result<()> {
     let mut shown = Shown::default();
@@ -88,11 +91,14 @@ async fn watch(
     if json {
         render::json(env, &operation)?;
     }
-    if operation.state == OperationState::Failed {
-        bail!(failure(&operation, &status));
-    }
-    if !json {
-        writeln!(env.out, "{}", summary(&operation, &status))?;
+    let rest = left_as_they_were(&operation, &status);
+    match operation.state {
+        OperationState::Failed => bail!(failure(&operation, &status) + &rest),
+        OperationState::Cancelled if wanted != OperationState::Cancelled => {
+            bail!("the {} was cancelled{rest}", operation.kind)
+        }
+        _ if json => {}
+        _ => writeln!(env.out, "{}{rest}", summary(&operation, &status))?,
     }
     Ok(())
 }
@@ -152,7 +158,7 @@ fn summary(operation: &OperationStatus, group: &GroupStatus) -> String {
     }
 }
 
-/// Why it failed, with what the worker said last, and what is left as it was.
+/// Why it failed, with what the worker said last.
 fn failure(operation: &OperationStatus, group: &GroupStatus) -> String {
     let mut text = String::new();
     for FailedWorker { worker: id, reason } in &operation.failed {
@@ -163,12 +169,19 @@ fn failure(operation: &OperationStatus, group: &GroupStatus) -> String {
             let _ = write!(text, " ({line})");
         }
     }
+    text
+}
+
+/// Whom a restart that is over has not come to, as the end of a line.
+fn left_as_they_were(operation: &OperationStatus, group: &GroupStatus) -> String {
     let touched = |id: &WorkerId| {
         operation.done.contains(id) || operation.failed.iter().any(|failed| failed.worker == *id)
     };
     let rest: Vec<_> = group.workers.iter().map(|worker| worker.id).filter(|id| !touched(id)).collect();
-    if operation.kind == Kind::Restart && !rest.is_empty() {
-        let _ = write!(text, "; left as they were: {}", id_ranges(rest));
+    let is_whole = operation.state == OperationState::Done || operation.kind != Kind::Restart;
+    if is_whole || rest.is_empty() {
+        String::new()
+    } else {
+        format!("; left as they were: {}", id_ranges(rest))
     }
-    text
 }

@@ -52,12 +52,7 @@ fn last_words(workers: &[WorkerStatus]) -> String {
 /// How an operation is going.
 pub(super) fn operation(operation: &OperationStatus) -> String {
     let OperationStatus { id, kind, state, seconds, done, under_way, waiting, failed } = operation;
-    let state = match state {
-        OperationState::Running => "running",
-        OperationState::Done => "done",
-        OperationState::Failed => "failed",
-    };
-    let mut text = format!("operation {id}: {kind} {state} after {seconds:.1}s");
+    let mut text = format!("operation {id}: {kind} {} after {seconds:.1}s", state.as_str());
     let mut part = |what: &str, ids: Vec<WorkerId>| {
         if !ids.is_empty() {
             text.push_str(&format!(", {what} {}", id_ranges(ids)));

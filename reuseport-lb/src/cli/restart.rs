@@ -7,14 +7,15 @@ use clap::Args;
 use super::{env::Env, operation};
 use crate::{
     config::values,
-    control::{RestartRequest, client::Client},
+    control::{OperationState, RestartRequest, client::Client},
     group::WorkerId,
 };
 
 /// Restart workers without losing a connection: drain, stop, start, wait until ready, undrain
 ///
 /// Without a worker, all that are not stopped are restarted, one after the other. The first one that does not come
-/// back ends it, and those behind it are left as they are. The daemon goes on when this command is interrupted.
+/// back ends it, and those behind it are left as they are. The daemon goes on when this command is interrupted; `--cancel`
+/// has it leave those as they are that have yet to come.
 #[derive(Debug, Args)]
 pub(super) struct Restart {
     /// The worker's number [default: all, one after the other]
@@ -26,17 +27,24 @@ pub(super) struct Restart {
     /// How many at the same time; one goes on serving in any case, if there are two
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "worker", value_parser = clap::value_parser!(u16).range(1..=1024))]
     parallel: u16,
+    /// Leave those as they are that have yet to come: the restart under way ends when the workers that it is at are back
+    #[arg(long, conflicts_with_all = ["worker", "rolling", "parallel", "timeout"])]
+    cancel: bool,
     #[command(flatten)]
     operation: operation::Flags,
 }
 
 impl Restart {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
-        let Self { worker, rolling: _, parallel, operation } = self;
+        let Self { worker, rolling: _, parallel, cancel, operation } = self;
         let client = Client::new(control);
+        if cancel {
+            let ending = client.cancel_restart(operation.group.name()).await?;
+            return operation.follow(&client, env, ending, OperationState::Cancelled).await;
+        }
         let request = RestartRequest { worker, parallel: Some(parallel), timeout_ms: operation.timeout_ms() };
         let begun = client.restart(operation.group.name(), request).await?;
-        operation.follow(&client, env, begun).await
+        operation.follow(&client, env, begun, OperationState::Done).await
     }
 }
 
@@ -68,6 +76,18 @@ restarted 1 worker in 0.5s
         let ran = run(&daemon.socket(), &["restart", "--rolling"]).await;
         assert_eq!(ran.failed(1), "worker 2 did not come back: exit status 1 (boom)");
         assert!(ran.out.ends_with("worker 1 is active, pid 301\nworker 2 is stopping: 0 active, 0 queued\nworker 2 is starting\n"), "{ran:#?}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_under_way_can_be_cancelled() {
+        let daemon = FakeDaemon::start();
+        let nothing = run(&daemon.socket(), &["restart", "--cancel"]).await;
+        assert_eq!(nothing.failed(1), "no restart is under way");
+        run(&daemon.socket(), &["restart", "--no-wait"]).await.printed();
+        let cancelled = run(&daemon.socket(), &["restart", "--cancel"]).await.printed();
+        assert_eq!(cancelled, "restarted 0 workers in 0.5s; left as they were: 0-2\n");
+        let both = run(&daemon.socket(), &["restart", "--cancel", "1"]).await;
+        assert_eq!(both.status, 2);
     }
 
     #[tokio::test]

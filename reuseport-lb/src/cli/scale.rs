@@ -7,7 +7,7 @@ use clap::Args;
 use super::{env::Env, operation};
 use crate::{
     config::values,
-    control::{ScaleRequest, client::Client},
+    control::{OperationState, ScaleRequest, client::Client},
 };
 
 /// Change the number of workers without losing a connection
@@ -29,7 +29,7 @@ impl Scale {
         let client = Client::new(control);
         let request = ScaleRequest { workers, timeout_ms: operation.timeout_ms() };
         let begun = client.scale(operation.group.name(), request).await?;
-        operation.follow(&client, env, begun).await
+        operation.follow(&client, env, begun, OperationState::Done).await
     }
 }
 

@@ -168,6 +168,12 @@ impl Client {
         self.ask(Method::POST, &format!("/v1/groups/{group}/restart"), Some(&request)).await
     }
 
+    /// Restarts no further worker; [`status`](Self::status) tells when those under way are back.
+    pub async fn cancel_restart(&self, group: Option<&str>) -> Result<OperationStatus, Error> {
+        let group = group.unwrap_or(ONLY_GROUP);
+        self.ask(Method::DELETE, &format!("/v1/groups/{group}/restart"), None::<&()>).await
+    }
+
     /// Begins to make the workers more or fewer; [`status`](Self::status) tells how far that is.
     pub async fn scale(&self, group: Option<&str>, request: ScaleRequest) -> Result<OperationStatus, Error> {
         let group = group.unwrap_or(ONLY_GROUP);

@@ -9,6 +9,7 @@
 //! | `PUT /v1/groups/{group}/workers/{id}/start` | | [`WorkerStatus`] |
 //! | `PUT /v1/groups/{group}/workers/{id}/weight` | [`WeightRequest`] | [`WorkerStatus`] |
 //! | `POST /v1/groups/{group}/restart` | [`RestartRequest`] | [`OperationStatus`]; it has begun |
+//! | `DELETE /v1/groups/{group}/restart` | | [`OperationStatus`]; no further worker is begun with |
 //! | `PUT /v1/groups/{group}/scale` | [`ScaleRequest`] | [`OperationStatus`]; it has begun |
 //! | `POST /v1/reload` | [`ReloadRequest`] | [`ReloadStatus`] |
 //! | `POST /v1/upgrade` | [`UpgradeRequest`] | [`UpgradeStatus`]; the daemon is about to become another program |
@@ -138,11 +139,13 @@ pub enum OperationState {
     Done,
     /// Some workers did not come back.
     Failed,
+    /// It was cancelled: some workers were left as they were.
+    Cancelled,
 }
 
 impl OperationState {
     /// All states, in order.
-    pub const ALL: &'static [Self] = &[Self::Running, Self::Done, Self::Failed];
+    pub const ALL: &'static [Self] = &[Self::Running, Self::Done, Self::Failed, Self::Cancelled];
 
     /// The state's word.
     pub const fn as_str(self) -> &'static str {
@@ -150,6 +153,7 @@ impl OperationState {
             Self::Running => "running",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 }

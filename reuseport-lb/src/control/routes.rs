@@ -41,7 +41,7 @@ pub(super) fn router(handle: Handle) -> Router {
         .route("/v1/groups/{group}/workers/{id}/drain", put(drain).delete(undrain))
         .route("/v1/groups/{group}/workers/{id}/start", put(start))
         .route("/v1/groups/{group}/workers/{id}/weight", put(set_weight))
-        .route("/v1/groups/{group}/restart", post(restart))
+        .route("/v1/groups/{group}/restart", post(restart).delete(cancel_restart))
         .route("/v1/groups/{group}/scale", put(scale))
         .route("/v1/reload", post(reload))
         .route("/v1/upgrade", post(upgrade))
@@ -101,6 +101,13 @@ async fn restart(
     let restart: RestartRequest = read_optional_json(request).await?;
     check_timeout(restart.timeout_ms)?;
     Ok(Json(daemon.ask(|reply| daemon::Request::Restart(group, restart, reply)).await?))
+}
+
+async fn cancel_restart(
+    State(daemon): State<Handle>,
+    GroupPath(group): GroupPath,
+) -> Result<Json<OperationStatus>, ApiError> {
+    Ok(Json(daemon.ask(|reply| daemon::Request::CancelRestart(group, reply)).await?))
 }
 
 async fn scale(

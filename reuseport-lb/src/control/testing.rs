@@ -148,6 +148,7 @@ impl State {
             }))),
             Request::Start(group, id, reply) => drop(reply.send(self.start(&group, id))),
             Request::Restart(group, request, reply) => drop(reply.send(self.restart(&group, request))),
+            Request::CancelRestart(group, reply) => drop(reply.send(self.cancel_restart(&group))),
             Request::Scale(group, request, reply) => drop(reply.send(self.scale(&group, request))),
             Request::SetWeight(group, id, weight, reply) => {
                 drop(reply.send(self.worker(&group, id).map(|worker| {
@@ -242,6 +243,17 @@ impl State {
             None => self.group(group)?.workers.iter().map(|worker| worker.id).collect(),
         };
         self.begin(group, Kind::Restart, waiting, vec![])
+    }
+
+    /// Those under way are back at once.
+    fn cancel_restart(&mut self, group: &GroupName) -> Result<OperationStatus, RequestError> {
+        let operation = self.group(group)?.operation.as_mut();
+        let operation = operation.filter(|operation| operation.state == OperationState::Running);
+        let operation = operation.ok_or(RequestError::Refused("no restart is under way".into()))?;
+        operation.waiting.clear();
+        operation.done.extend(operation.under_way.drain(..).map(|at| at.worker));
+        operation.state = OperationState::Cancelled;
+        Ok(operation.clone())
     }
 
     fn scale(

@@ -58,6 +58,8 @@ pub enum Request {
     Start(GroupName, WorkerId, Reply<WorkerStatus>),
     /// Exchanges the processes of workers. Answered when that has begun.
     Restart(GroupName, RestartRequest, Reply<OperationStatus>),
+    /// Restarts no further worker. Answered at once, while those under way come back.
+    CancelRestart(GroupName, Reply<OperationStatus>),
     /// Another number of workers. Answered when that has begun.
     Scale(GroupName, ScaleRequest, Reply<OperationStatus>),
     /// Another weight for a worker.
@@ -139,6 +141,7 @@ impl From<Refusal> for RequestError {
             | Refusal::Stopped(_)
             | Refusal::Runs(..)
             | Refusal::AllStopped
+            | Refusal::NoRestart
             | Refusal::NobodyRemains(_)
             | Refusal::NotOurs
             | Refusal::Leaves(_)

@@ -225,6 +225,10 @@ impl Daemon {
                 let done = self.changeable(&group).and_then(|runner| runner.restart(request));
                 self.reply(reply, done);
             }
+            Request::CancelRestart(group, reply) => {
+                let done = self.changeable(&group).and_then(Runner::cancel_restart);
+                self.reply(reply, done);
+            }
             Request::Scale(group, request, reply) => {
                 let scaled = self.changeable(&group).and_then(|runner| runner.scale(request));
                 self.raise_limit();

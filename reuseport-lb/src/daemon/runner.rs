@@ -157,6 +157,13 @@ impl Runner {
         self.operation_status()
     }
 
+    /// Restarts no further worker.
+    pub(super) fn cancel_restart(&mut self) -> Result<OperationStatus, RequestError> {
+        self.change(|group| group.cancel_restart().map(drop))?;
+        self.advance();
+        self.operation_status()
+    }
+
     /// Begins to make the workers more or fewer.
     pub(super) fn scale(&mut self, request: ScaleRequest) -> Result<OperationStatus, RequestError> {
         let ScaleRequest { workers, timeout_ms } = request;

@@ -108,16 +108,28 @@ fn stalls(stalls: &group::Stalls) -> Stalls {
 }
 
 fn operation(operation: &Operation) -> OperationStatus {
-    let Operation { id, kind, waiting, under_way, done, failed, begun, ended, parallel: _, timeout: _ } =
-        operation;
+    let Operation {
+        id,
+        kind,
+        waiting,
+        under_way,
+        done,
+        failed,
+        begun,
+        ended,
+        cancelled,
+        parallel: _,
+        timeout: _,
+    } = operation;
     let until = ended.unwrap_or_else(Instant::now);
     OperationStatus {
         id: *id,
         kind: *kind,
         state: match ended {
             None => OperationState::Running,
-            Some(_) if failed.is_empty() => OperationState::Done,
-            Some(_) => OperationState::Failed,
+            Some(_) if !failed.is_empty() => OperationState::Failed,
+            Some(_) if *cancelled => OperationState::Cancelled,
+            Some(_) => OperationState::Done,
         },
         seconds: until.saturating_duration_since(*begun).as_secs_f64(),
         done: done.clone(),

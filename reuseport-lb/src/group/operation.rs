@@ -69,6 +69,9 @@ pub struct Operation {
     /// When it ended.
     #[serde(with = "crate::moment::option")]
     pub ended: Option<Instant>,
+    /// Whether it was cancelled while somebody had yet to come.
+    #[serde(default)]
+    pub cancelled: bool,
 }
 
 /// Which workers to restart, and how.
@@ -95,6 +98,7 @@ impl Operation {
             failed: BTreeMap::new(),
             begun: now,
             ended: None,
+            cancelled: false,
         }
     }
 
@@ -199,6 +203,23 @@ impl Group {
         let mut operation = self.new_operation(Kind::Restart, parallel, timeout, now)?;
         operation.waiting = waiting;
         Ok(self.operation.insert(operation).id)
+    }
+
+    /// Begins with no further worker of the restart that is under way. Those it is at come back; the rest are left as they
+    /// are.
+    ///
+    /// # Errors
+    ///
+    /// No restart is under way.
+    pub fn cancel_restart(&mut self) -> Result<u64, Refusal> {
+        match &mut self.operation {
+            Some(Operation { id, kind: Kind::Restart, ended: None, waiting, cancelled, .. }) => {
+                *cancelled |= !waiting.is_empty();
+                waiting.clear();
+                Ok(*id)
+            }
+            _ => Err(Refusal::NoRestart),
+        }
     }
 
     /// Another number of workers. More are started; of those that are too many, the highest ids finish their

@@ -44,6 +44,9 @@ pub enum Refusal {
         /// Its number.
         id: u64,
     },
+    /// There is nothing to cancel.
+    #[error("no restart is under way")]
+    NoRestart,
     /// A worker that the user has stopped is not there to be restarted.
     #[error("worker {0} is stopped; `start {0}` starts it")]
     Stopped(WorkerId),

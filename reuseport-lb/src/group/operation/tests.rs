@@ -273,3 +273,35 @@ fn the_size_is_that_which_is_wanted_from_the_first_moment() {
     group.scale(4, SECOND, now).unwrap();
     assert_eq!(group.size(), 4);
 }
+
+#[test]
+fn a_restart_that_is_cancelled_leaves_those_as_they_are_that_have_yet_to_come() {
+    let now = Instant::now();
+    let mut group = ready(4, now);
+    assert_eq!(group.cancel_restart(), Err(Refusal::NoRestart));
+    assert_eq!(group.restart(PLAN, now), Ok(1));
+    assert_eq!(turn(&mut group, now), [0]);
+    say_ready(&mut group, WorkerId(0), now);
+    assert_eq!(turn(&mut group, now), [1]);
+    assert_eq!(group.cancel_restart(), Ok(1));
+    assert_eq!(turn(&mut group, now), [0; 0], "nobody is begun with");
+    assert!(operation(&group).ended.is_none(), "the one under way comes back");
+    assert_eq!(group.cancel_restart(), Ok(1), "again is no error");
+    say_ready(&mut group, WorkerId(1), now);
+    assert_eq!(turn(&mut group, now), [0; 0]);
+    assert_eq!(states(&group), [WorkerState::Active; 4]);
+    let ended = operation(&group);
+    assert_eq!((&ended.done[..], ended.cancelled), (&[WorkerId(0), WorkerId(1)][..], true));
+    assert!(ended.failed.is_empty() && ended.ended.is_some());
+
+    // Who cancels the last one has come too late, and all is done.
+    assert_eq!(group.restart(RestartPlan { worker: Some(WorkerId(3)), ..PLAN }, now), Ok(2));
+    assert_eq!(turn(&mut group, now), [3]);
+    assert_eq!(group.cancel_restart(), Ok(2));
+    say_ready(&mut group, WorkerId(3), now);
+    turn(&mut group, now);
+    assert!(!operation(&group).cancelled);
+    // What makes workers more or fewer is no restart.
+    assert_eq!(group.scale(5, SECOND, now), Ok(3));
+    assert_eq!(group.cancel_restart(), Err(Refusal::NoRestart));
+}
