@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{env::Env, failure::WrongUsage, progress::Progress, render, target};
 use crate::{
     config::values,
-    control::{DrainRequest, WorkerStatus, client::Client},
+    control::{DrainRequest, WorkerStatus, client::Client, milliseconds},
     group::{WorkerId, WorkerState},
 };
 
@@ -61,9 +61,7 @@ impl Drain {
     }
 
     fn stop_timeout_ms(&self) -> Option<u64> {
-        let timeout = self.stop.then(|| self.timeout.unwrap_or(STOP_TIMEOUT))?;
-        // `values::duration` takes no more than a year.
-        u64::try_from(timeout.as_millis()).ok()
+        milliseconds(self.stop.then(|| self.timeout.unwrap_or(STOP_TIMEOUT))?)
     }
 
     async fn wait(

@@ -9,7 +9,9 @@ use tokio::time::sleep;
 use super::{env::Env, render, target};
 use crate::{
     config::values,
-    control::{AtWorker, FailedWorker, GroupStatus, OperationState, OperationStatus, client::Client},
+    control::{
+        AtWorker, FailedWorker, GroupStatus, OperationState, OperationStatus, client::Client, milliseconds,
+    },
     group::{Kind, Stage, WorkerId, WorkerState, id_ranges},
 };
 
@@ -32,8 +34,7 @@ pub(super) struct Flags {
 impl Flags {
     /// The time-out, as requests have it.
     pub(super) fn timeout_ms(&self) -> Option<u64> {
-        // `values::duration` takes no more than a year.
-        u64::try_from(self.timeout.as_millis()).ok()
+        milliseconds(self.timeout)
     }
 
     /// Shows how the operation gets on that has begun, or only that it has. `wanted` is how it is to end; done it may be

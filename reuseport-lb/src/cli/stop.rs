@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::{env::Env, progress::Progress, render, target};
 use crate::{
     config::values,
-    control::{DrainRequest, WorkerStatus, client::Client},
+    control::{DrainRequest, WorkerStatus, client::Client, milliseconds},
     group::{WorkerId, WorkerState},
 };
 
@@ -56,9 +56,7 @@ impl Stop {
     pub(super) async fn run(self, control: &Path, env: &mut Env<'_>) -> anyhow::Result<()> {
         let Self { worker: id, timeout, force, waiting } = self;
         let client = Client::new(control);
-        // `values::duration` takes no more than a year.
-        let timeout_ms = u64::try_from(timeout.as_millis()).ok();
-        let request = DrainRequest { stop: true, timeout_ms, force };
+        let request = DrainRequest { stop: true, timeout_ms: milliseconds(timeout), force };
         let worker = client.drain(waiting.group.name(), id, request).await?;
         waiting
             .follow(&client, env, worker, |worker| match worker.state {

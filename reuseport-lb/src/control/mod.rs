@@ -37,6 +37,7 @@ mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use request::milliseconds;
 pub use request::{
     DrainRequest, ErrorBody, ReloadRequest, ReloadStatus, RestartRequest, ScaleRequest, UpgradeRequest,
     UpgradeStatus, WeightRequest,

@@ -1,6 +1,6 @@
 //! What is asked for, and what is answered but for the status.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -98,4 +98,9 @@ pub struct UpgradeStatus {
 pub struct ErrorBody {
     /// One line: what failed, why, and what to do.
     pub error: String,
+}
+
+/// A time as requests have it. Too long a one is none; the command line takes no more than a year.
+pub(crate) fn milliseconds(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_millis()).ok()
 }
