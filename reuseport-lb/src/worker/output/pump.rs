@@ -236,18 +236,13 @@ impl Thread {
             Stream::Out => &mut self.out,
             Stream::Err => &mut self.err,
         };
-        match source.pass_on(&mut self.peek, out) {
-            Ok(Left::More) => true,
-            Ok(Left::Begun) => false,
-            Ok(Left::End) => {
-                self.pump.forget(number);
-                false
-            }
-            Err(error) => {
-                tracing::warn!(worker = &*source.prefix, %error, "cannot read what the worker writes");
-                self.pump.forget(number);
-                false
-            }
+        let left = source.pass_on(&mut self.peek, out).unwrap_or_else(|error| {
+            tracing::warn!(worker = &*source.prefix, %error, "cannot read what the worker writes");
+            Left::End
+        });
+        if left == Left::End {
+            self.pump.forget(number);
         }
+        left == Left::More
     }
 }
