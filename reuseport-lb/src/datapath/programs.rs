@@ -88,19 +88,19 @@ fn lock(programs: &Mutex<Ebpf>) -> MutexGuard<'_, Ebpf> {
 /// Has those of the selection programs verified that are named and have not been, all at once: the kernel goes through
 /// each of them on the CPU that asks for it.
 pub(super) fn verify(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), Error> {
+    let named = |(of, program)| Some((*names.iter().find(|name| **name == of)?, program));
+    let mut unverified = Vec::new();
+    for (name, program) in ebpf.programs_mut().filter_map(named) {
+        let program: &mut SkReuseport = program.try_into().map_err(Error::program(name))?;
+        // One that has a descriptor has been verified.
+        if program.fd().is_err() {
+            unverified.push((name, program));
+        }
+    }
     thread::scope(|scope| {
-        let named = |(of, program)| Some((*names.iter().find(|name| **name == of)?, program));
-        let loads: Vec<_> = ebpf
-            .programs_mut()
-            .filter_map(named)
-            .map(|(name, program)| {
-                scope.spawn(move || {
-                    let program: &mut SkReuseport = program.try_into().map_err(Error::program(name))?;
-                    // One that has a descriptor has been verified.
-                    if program.fd().is_ok() { Ok(()) } else { program.load().map_err(Error::program(name)) }
-                })
-            })
-            .collect();
+        let load = |(name, program): (_, &mut SkReuseport)| program.load().map_err(Error::program(name));
+        let loads: Vec<_> =
+            unverified.into_iter().map(|program| scope.spawn(move || load(program))).collect();
         loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
