@@ -18,6 +18,7 @@ enum Event {
     Start(WorkerId),
     Weight(WorkerId, u16),
     Restart(RestartPlan),
+    CancelRestart,
     Scale(u16, Duration),
     Policy(PolicySpec),
     /// A process ends.
@@ -44,6 +45,7 @@ fn event() -> impl Strategy<Value = Event> {
         (proptest::option::of(worker()), number(), time()).prop_map(|(worker, parallel, timeout)| {
             Event::Restart(RestartPlan { worker, parallel, timeout })
         }),
+        Just(Event::CancelRestart),
         (number(), time()).prop_map(|(workers, timeout)| Event::Scale(workers, timeout)),
         spec.prop_map(Event::Policy),
         worker().prop_map(Event::Ended),
@@ -68,6 +70,7 @@ proptest! {
                 Event::Start(id) => group.start(id, now),
                 Event::Weight(id, weight) => group.set_weight(id, weight),
                 Event::Restart(plan) => group.restart(plan, now).map(drop),
+                Event::CancelRestart => group.cancel_restart().map(drop),
                 Event::Scale(workers, timeout) => group.scale(workers, timeout, now).map(drop),
                 Event::Policy(policy) => group.set_policy(policy),
                 Event::Ended(id) => {

@@ -30,7 +30,7 @@ use rustix::{
 use source::{Source, Stream};
 use tokio::{sync::watch, time::timeout};
 
-pub use pump::{flush, go_on, halt};
+pub use pump::{begin, flush, go_on, halt};
 
 use crate::{config::worker::Output, group::WorkerId};
 
@@ -295,6 +295,7 @@ mod tests {
     /// As when a daemon takes over from one that has died.
     #[tokio::test]
     async fn what_a_running_process_writes_is_read_on() {
+        begin();
         let (stdout, stderr) = (Pipe::new().expect("a pipe"), Pipe::new().expect("a pipe"));
         let mut child = std::process::Command::new("sh")
             .args(["-c", "echo before >&2; read go; echo after >&2"])

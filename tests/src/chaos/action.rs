@@ -31,6 +31,8 @@ pub enum Action {
     Scale(u16),
     /// `restart` of all workers, so many at the same time.
     Rolling(u16),
+    /// `restart --cancel`.
+    Cancel,
     /// `policy`.
     Policy(PolicySpec),
     /// Another configuration file, and `reload` or SIGHUP.
@@ -92,7 +94,7 @@ impl fmt::Display for Configuration {
 
 impl Action {
     /// The name of each kind.
-    pub const KINDS: [&str; 14] = [
+    pub const KINDS: [&str; 15] = [
         "kill",
         "freeze",
         "drain",
@@ -103,6 +105,7 @@ impl Action {
         "weight",
         "scale",
         "rolling",
+        "cancel",
         "policy",
         "reload",
         "kill daemon",
@@ -112,7 +115,7 @@ impl Action {
     /// Draws one. The sequence depends on the seed alone, and on nothing that has happened.
     pub fn draw(rng: &mut Rng) -> Self {
         // How often each kind comes, in parts. What brings workers back comes as often as what takes them away.
-        let draws: [(u32, Draw); 14] = [
+        let draws: [(u32, Draw); 15] = [
             (4, |rng| Self::Kill(worker(rng))),
             (4, |rng| Self::Freeze(worker(rng), Duration::from_millis(rng.u64(20..2_000)))),
             (4, |rng| Self::Worker("drain", worker(rng))),
@@ -123,6 +126,7 @@ impl Action {
             (4, |rng| Self::Weight(worker(rng), if rng.bool() { 1 } else { rng.u16(1..=256) })),
             (3, |rng| Self::Scale(rng.u16(2..=WORKERS))),
             (2, |rng| Self::Rolling(rng.u16(1..=3))),
+            (2, |_| Self::Cancel),
             (4, |rng| Self::Policy(policy(rng))),
             (4, |rng| {
                 Self::Reload(Configuration {
@@ -160,6 +164,7 @@ impl Action {
             Self::Weight(..) => "weight",
             Self::Scale(_) => "scale",
             Self::Rolling(_) => "rolling",
+            Self::Cancel => "cancel",
             Self::Policy(..) => "policy",
             Self::Reload(_) => "reload",
             Self::KillDaemon(..) => "kill daemon",
@@ -177,6 +182,7 @@ impl Action {
             Self::Weight(id, weight) => format!("weight {id} {weight}"),
             Self::Scale(workers) => format!("scale {workers} --no-wait"),
             Self::Rolling(parallel) => format!("restart --parallel {parallel} --no-wait"),
+            Self::Cancel => "restart --cancel --no-wait".to_owned(),
             Self::Policy(policy) => {
                 let words = settings(*policy).into_iter().map(|(key, value)| match key {
                     "policy" => format!("policy {value}"),

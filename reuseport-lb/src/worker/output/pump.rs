@@ -49,6 +49,8 @@ struct Pump {
     streams: Mutex<Streams>,
     commands: Sender<Command>,
     has_commands: OwnedFd,
+    /// The thread's end of the commands, until there is a thread.
+    received: Mutex<Option<Receiver<Command>>>,
 }
 
 /// The streams that are followed, by a number that no other has had.
@@ -59,11 +61,20 @@ struct Streams {
 }
 
 static PUMP: LazyLock<Option<Arc<Pump>>> = LazyLock::new(|| {
-    let started = Pump::start();
-    started.inspect_err(|error| tracing::error!(%error, "cannot pass on what workers write")).ok()
+    let pump = Pump::new();
+    pump.inspect_err(|error| tracing::error!(%error, "cannot pass on what workers write")).ok().map(Arc::new)
 });
 
-/// Passes on what comes from `source`, until its end.
+/// Begins to pass on what workers write. The thread that does has the privileges of the calling one.
+pub fn begin() {
+    if let Some(pump) = &*PUMP
+        && let Err(error) = pump.begin()
+    {
+        tracing::error!(%error, "cannot pass on what workers write");
+    }
+}
+
+/// Passes on what comes from `source`, until its end, as soon as it has [begun](begin).
 pub(super) fn follow(source: Source) {
     if let Some(pump) = &*PUMP
         && let Err(error) = pump.follow(source)
@@ -100,27 +111,33 @@ async fn wait_for(command: impl FnOnce(oneshot::Sender<()>) -> Command) {
 }
 
 impl Pump {
-    fn start() -> io::Result<Arc<Self>> {
+    fn new() -> io::Result<Self> {
         let (commands, received) = channel();
-        let pump = Arc::new(Self {
+        let pump = Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             streams: Mutex::default(),
             commands,
             has_commands: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        });
+            received: Mutex::new(Some(received)),
+        };
         pump.watch(&pump.has_commands, COMMANDS)?;
+        Ok(pump)
+    }
+
+    /// Starts the thread, unless it has been.
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
+        let Some(commands) = locked(&self.received).take() else { return Ok(()) };
         // Descriptors of its own: whoever else prints must not wait for a lock behind a reader who is slow.
         let own = |stream: BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from);
         let thread = Thread {
             out: own(io::stdout().as_fd())?,
             err: own(io::stderr().as_fd())?,
             peek: Peek::new()?,
-            commands: received,
+            commands,
             to_tell: Vec::new(),
-            pump: Arc::clone(&pump),
+            pump: Arc::clone(self),
         };
-        thread::Builder::new().name("worker-output".into()).spawn(move || thread.run())?;
-        Ok(pump)
+        thread::Builder::new().name("worker-output".into()).spawn(move || thread.run()).map(drop)
     }
 
     /// Edge-triggered: a line that is begun stays in its pipe, and is looked at again when more of it comes. Minimum kernel
@@ -129,14 +146,9 @@ impl Pump {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(number), EventFlags::IN | EventFlags::ET)
     }
 
-    fn streams(&self) -> MutexGuard<'_, Streams> {
-        // Nothing in here is ever half done.
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn follow(&self, source: Source) -> io::Result<()> {
         let source = Arc::new(source);
-        let mut streams = self.streams();
+        let mut streams = locked(&self.streams);
         let number = streams.next;
         streams.next += 1;
         streams.followed.insert(number, Arc::clone(&source));
@@ -146,7 +158,7 @@ impl Pump {
     }
 
     fn forget(&self, number: u64) {
-        if let Some(source) = self.streams().followed.remove(&number) {
+        if let Some(source) = locked(&self.streams).followed.remove(&number) {
             // By hand, since the pipe may be open elsewhere. Whether it was watched does not matter any more.
             let _ = epoll::delete(&self.epoll, &source.pipe);
         }
@@ -157,6 +169,11 @@ impl Pump {
         drop(self.commands.send(command));
         let _ = write(&self.has_commands, &1_u64.to_ne_bytes());
     }
+}
+
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in here is ever half done.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The thread, from inside.
@@ -231,7 +248,7 @@ impl Thread {
 
     /// Some of what is in one stream. Whether there may be more.
     fn pass_on(&mut self, number: u64) -> bool {
-        let Some(source) = self.pump.streams().followed.get(&number).cloned() else { return false };
+        let Some(source) = locked(&self.pump.streams).followed.get(&number).cloned() else { return false };
         let out = match source.to {
             Stream::Out => &mut self.out,
             Stream::Err => &mut self.err,
