@@ -43,6 +43,15 @@ impl Counters {
         unsafe { add(&raw mut (*self.of(slot)).established, 1) };
     }
 
+    /// Counts a connection of a slot that was established before there was anybody to select it.
+    #[inline(always)]
+    pub(crate) fn older(self, slot: u32) {
+        self.established(slot);
+        // It was not given, so it does not come out of a handshake that was.
+        // SAFETY: as in `selected`.
+        unsafe { add_short(&raw mut (*self.of(slot)).abandoned, 1_u32.wrapping_neg()) };
+    }
+
     /// Counts a connection of a slot as closed.
     #[inline(always)]
     pub(crate) fn closed(self, slot: u32) {

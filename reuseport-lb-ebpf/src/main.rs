@@ -21,10 +21,12 @@ use aya_ebpf::{
 mod attached;
 #[cfg(feature = "bench")]
 mod baseline;
+mod iterator;
 mod kernel;
 mod key;
 mod load;
 mod maps;
+mod older;
 mod policy;
 mod steer;
 mod summing;
@@ -78,6 +80,14 @@ fn watch_listeners(ctx: BtfTracePointContext) -> i32 {
 #[unsafe(link_section = "iter/tcp")]
 fn list_attached(ctx: *mut aya_ebpf::cty::c_void) -> i32 {
     attached::run(ctx);
+    0
+}
+
+/// Counts the connections that the daemon has marked since they are older than it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+fn count_older(ctx: *mut aya_ebpf::cty::c_void) -> i32 {
+    older::run(ctx);
     0
 }
 

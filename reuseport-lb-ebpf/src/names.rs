@@ -34,6 +34,9 @@ pub const INET_SOCK_SET_STATE: &str = "inet_sock_set_state";
 /// The program that lists which programs pick among sockets.
 pub const LIST_ATTACHED: &str = "list_attached";
 
+/// The program that counts connections which are older than the daemon.
+pub const COUNT_OLDER: &str = "count_older";
+
 /// The program of policy `hash`.
 pub const SELECT_HASH: &str = "select_hash";
 /// The program of policy `consistent-hash`.

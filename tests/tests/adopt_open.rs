@@ -1,6 +1,7 @@
 //! What adoption makes of IPv6 and of connections that are older than it.
 
-use reuseport_lb_tests::{Client, GroupExt, Launch, Server, connections, eventually, hold, in_netns, run};
+use reuseport_lb::{control::GroupStatus, group::WorkerState};
+use reuseport_lb_tests::{Client, Connection, GroupExt, Launch, Server, connections, in_netns};
 
 const PORT: u16 = 8080;
 
@@ -60,37 +61,85 @@ fn ipv6_only_beside_a_server_for_ipv4() {
     });
 }
 
-/// They carry no mark of their worker. What they do must not count against those that came since.
+/// Opens connections and keeps them, each with the process that serves it.
+async fn hold(client: &Client, n: usize) -> Vec<(Connection, u32)> {
+    let mut held = Vec::new();
+    for _ in 0..n {
+        let (connection, answer) = client.hold().await.expect("a connection");
+        held.push((connection, answer.pid));
+    }
+    held
+}
+
+/// How many of these each worker has.
+fn by_worker(held: &[(Connection, u32)], group: &GroupStatus) -> Vec<u64> {
+    let of = |worker: Option<u32>| held.iter().filter(|(_, pid)| Some(*pid) == worker).count() as u64;
+    group.workers.iter().map(|worker| of(worker.pid)).collect()
+}
+
+/// Each is its worker's, for the policy, for a drain, and at its end; and so it stays when the daemon dies.
 #[test]
-fn connections_from_before_are_served_and_their_end_is_not_counted() {
+fn connections_from_before_are_counted() {
     in_netns(async |netns| {
         let servers = Server::go("127.0.0.1:8080", 2).await;
         let client = client("127.0.0.1");
         let mut old = hold(&client, 12).await;
-        let daemon = Launch::adopt("least-loaded").start(&netns).await;
-        assert_eq!(daemon.group().await.active(), [0, 0]);
-        let mut new = hold(&client, 6).await;
-        let counted = |group: &reuseport_lb::control::GroupStatus, each: u64| {
-            group.active() == [each; 2] && group.pending() == [0; 2]
-        };
-        daemon.wait("the new ones are counted", |group| counted(group, 3)).await;
+        let mut daemon = Launch::adopt("least-loaded").start(&netns).await;
+        let group = daemon.group().await;
+        let each = by_worker(&old, &group);
+        assert_eq!((group.active(), each.iter().sum()), (each.clone(), 12_u64), "{group:#?}");
+        assert_eq!((group.pending(), group.outcomes.selected), (vec![0, 0], 0), "{group:#?}");
+
+        // New ones go to whoever has fewer of the old ones.
+        let new = hold(&client, 12).await;
+        daemon
+            .wait("the load is even", |group| group.active() == [12, 12] && group.pending() == [0, 0])
+            .await;
         for (connection, _) in &mut old {
             connection.ask("/").await.expect("it is still served");
         }
-
-        drop(old);
-        eventually("the servers have closed the old ones", async || {
-            let open = run(&["ss", "-Htn", "sport = :8080"]).await.succeeded().stdout.lines().count();
-            if open == 6 { Ok(()) } else { Err(format!("{open} are open")) }
-        })
-        .await;
-        let group = daemon.group().await;
-        assert!(counted(&group, 3), "{group:#?}");
-        new.extend(hold(&client, 4).await);
-        daemon.wait("the load is even", |group| counted(group, 5)).await;
         drop(new);
-        daemon.idle().await;
+        daemon.wait("the old ones are left", |group| group.active() == each).await;
+
+        // Without a daemon, too.
+        daemon.kill().await;
+        let pid_0 = group.worker(0).pid;
+        let (of_0, of_1): (Vec<_>, Vec<_>) = old.into_iter().partition(|(_, pid)| Some(*pid) == pid_0);
+        drop(of_0);
+        daemon.start_again(&[]).await;
+        daemon.wait("those of worker 0 have ended", |group| group.active() == [0, each[1]]).await;
+
+        // A worker that has one is not drained.
+        daemon.tell(&["drain", "0", "--wait"]).await;
+        daemon.tell(&["undrain", "0"]).await;
+        daemon.tell(&["drain", "1"]).await;
+        assert_eq!(daemon.group().await.worker(1).state, WorkerState::Draining);
+        drop(of_1);
+        daemon.wait("it is drained", |group| group.worker(1).state == WorkerState::Drained).await;
+        assert_eq!(daemon.idle().await.active(), [0, 0]);
         daemon.stop().await;
         drop(servers);
+    });
+}
+
+/// Each worker of nginx has the sockets of all others, and its connections alone.
+#[test]
+fn connections_from_before_are_counted_where_all_have_all_sockets() {
+    in_netns(async |netns| {
+        let (nginx, _) = Server::nginx().await;
+        let old = hold(&client("127.0.0.1"), 16).await;
+        for policy in ["least-loaded", "consistent-hash"] {
+            let daemon = Launch::adopt(policy).start(&netns).await;
+            let group = daemon.group().await;
+            let each = by_worker(&old, &group);
+            assert_eq!((group.active(), each.iter().sum()), (each.clone(), 16_u64), "{group:#?}");
+            // The next one knows nothing of this one.
+            daemon.stop().await;
+        }
+        let daemon = Launch::adopt("least-loaded").start(&netns).await;
+        drop(old);
+        daemon.wait("all are gone", |group| group.active() == [0; 4]).await;
+        daemon.stop().await;
+        nginx.end().await;
     });
 }

@@ -1,9 +1,9 @@
-//! Listening TCP sockets, by `NETLINK_SOCK_DIAG`, as `ss -ltn` sees them.
+//! Listening TCP sockets and their connections, by `NETLINK_SOCK_DIAG`, as `ss -tn` sees them.
 
 use std::{
     collections::HashMap,
     io,
-    net::{SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
 };
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -38,6 +38,17 @@ pub struct Listener {
     pub queue: Queue,
 }
 
+/// A connection that a process has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its own address.
+    pub local: IpAddr,
+    /// The socket's inode.
+    pub inode: u32,
+    /// The socket's cookie.
+    pub cookie: u64,
+}
+
 /// An accept queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
@@ -57,16 +68,7 @@ pub struct Queue {
 ///
 /// The kernel's: `ENOENT` when it has no `inet_diag`, `EMFILE` when the process has no descriptor left.
 pub fn listeners(port: u16) -> io::Result<Vec<Listener>> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddr::new(0, 0))?;
-
-    let mut listeners = Vec::new();
-    // One request asks for one family.
-    for (family, mut id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        id.source_port = port;
-        dump(&socket, family, id, &mut listeners)?;
-    }
+    let mut listeners: Vec<Listener> = sockets(port, StateFlags::LISTEN)?.iter().map(listener).collect();
     // Sockets that come and go while the kernel walks its table can make it come by one twice.
     listeners.sort_by_key(|listener| (listener.address, listener.cookie));
     listeners.dedup_by_key(|listener| listener.cookie);
@@ -82,14 +84,52 @@ pub fn queue_depths(port: u16) -> io::Result<HashMap<u64, Queue>> {
     Ok(listeners(port)?.into_iter().map(|listener| (listener.cookie, listener.queue)).collect())
 }
 
-fn dump(socket: &Socket, family: u8, socket_id: SocketId, listeners: &mut Vec<Listener>) -> io::Result<()> {
+/// The connections, IPv4 and IPv6, of the calling thread's network namespace whose own port is `port`, and which a
+/// process has accepted.
+///
+/// # Errors
+///
+/// Those of [`listeners`].
+pub fn connections(port: u16) -> io::Result<Vec<Connection>> {
+    let states = StateFlags::ESTABLISHED
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::LAST_ACK
+        | StateFlags::CLOSING;
+    let accepted = |response: &&InetResponse| response.header.inode != 0;
+    Ok(sockets(port, states)?.iter().filter(accepted).map(connection).collect())
+}
+
+/// What the kernel says of the sockets with this own port that are in one of these states.
+fn sockets(port: u16, states: StateFlags) -> io::Result<Vec<InetResponse>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+
+    let mut found = Vec::new();
+    // One request asks for one family.
+    for (family, mut id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        id.source_port = port;
+        dump(&socket, family, id, states.clone(), &mut found)?;
+    }
+    Ok(found)
+}
+
+fn dump(
+    socket: &Socket,
+    family: u8,
+    socket_id: SocketId,
+    states: StateFlags,
+    found: &mut Vec<InetResponse>,
+) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
+        states,
         socket_id,
     });
     let mut request = NetlinkMessage::new(header, NetlinkPayload::from(request));
@@ -111,7 +151,7 @@ fn dump(socket: &Socket, family: u8, socket_id: SocketId, listeners: &mut Vec<Li
             rest = rest.get(length.max(1)..).unwrap_or_default();
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    listeners.push(listener(&response));
+                    found.push(*response);
                 }
                 NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
                 NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code)),
@@ -125,6 +165,22 @@ fn dump(socket: &Socket, family: u8, socket_id: SocketId, listeners: &mut Vec<Li
     }
 }
 
+fn connection(response: &InetResponse) -> Connection {
+    let InetResponse { header, nlas: _ } = response;
+    Connection {
+        local: header.socket_id.source_address,
+        inode: header.inode,
+        cookie: cookie(&header.socket_id),
+    }
+}
+
+/// Two words, the low one first, each in the machine's byte order.
+fn cookie(id: &SocketId) -> u64 {
+    let [a, b, c, d, e, f, g, h] = id.cookie;
+    let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+    u64::from(high) << 32 | u64::from(low)
+}
+
 fn listener(response: &InetResponse) -> Listener {
     let InetResponse { header, nlas } = response;
     let id = &header.socket_id;
@@ -135,14 +191,11 @@ fn listener(response: &InetResponse) -> Listener {
             *v6 = SocketAddrV6::new(*v6.ip(), v6.port(), 0, id.interface_id);
         }
     }
-    // Two words, the low one first, each in the machine's byte order.
-    let [a, b, c, d, e, f, g, h] = id.cookie;
-    let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
     Listener {
         address,
         inode: header.inode,
         uid: header.uid,
-        cookie: u64::from(high) << 32 | u64::from(low),
+        cookie: cookie(id),
         v6_only: nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
         device: id.interface_id,
         queue: Queue { depth: header.recv_queue, limit: header.send_queue },

@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-pub use listeners::{Listener, Queue, listeners, queue_depths};
+pub use listeners::{Connection, Listener, Queue, connections, listeners, queue_depths};
 pub use members::{Kind, Present, held, is_at, present};
 pub use owners::{Owner, descends, owners, owners_among, serving};
 pub use take::{TakeError, take};

@@ -4,7 +4,7 @@ use std::{io, os::fd::OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::{Listener, Owner};
+use super::Owner;
 
 /// Why there is no handle on a socket.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum TakeError {
     },
 }
 
-/// Takes a handle on `listener` from one of the processes that hold it.
+/// Takes a handle on the socket with this inode and cookie from one of the processes that hold it.
 ///
 /// The socket stays open for as long as the handle does, so the caller lets go of it at once: the socket must die with
 /// its owners, not with the daemon.
@@ -40,12 +40,12 @@ pub enum TakeError {
 /// # Errors
 ///
 /// See [`TakeError`]. [`TakeError::Gone`] is what happens when a server ends meanwhile.
-pub fn take(listener: &Listener, holders: &[Owner]) -> Result<OwnedFd, TakeError> {
+pub fn take(inode: u32, cookie: u64, holders: &[Owner]) -> Result<OwnedFd, TakeError> {
     let mut error = TakeError::Unseen;
-    for owner in holders.iter().filter(|owner| owner.inode == listener.inode) {
+    for owner in holders.iter().filter(|owner| owner.inode == inode) {
         match take_from(owner) {
             // A descriptor's number may mean something else by now, and so may an inode's. A cookie never does.
-            Ok(handle) if rustix::net::sockopt::socket_cookie(&handle).ok() == Some(listener.cookie) => {
+            Ok(handle) if rustix::net::sockopt::socket_cookie(&handle).ok() == Some(cookie) => {
                 return Ok(handle);
             }
             Ok(_) => error = TakeError::Gone,

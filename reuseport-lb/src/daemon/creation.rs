@@ -132,6 +132,7 @@ impl Runner {
                 if let Some(left_out) = left_out.into_iter().next() {
                     return Err(self.give_up(GroupError::LeftOut(Box::new(left_out))));
                 }
+                self.count_older();
                 if self.listeners.is_empty() {
                     tracing::warn!(
                         group = self.spec.name,

@@ -260,7 +260,7 @@ impl Runner {
                 "it takes another kind of addresses than the group, so the kernel keeps them apart".into(),
             ));
         }
-        let handle = adopt::take(listener, owners).map_err(|error| match error {
+        let handle = adopt::take(listener.inode, listener.cookie, owners).map_err(|error| match error {
             TakeError::Gone => None,
             error => Some(error.to_string()),
         })?;

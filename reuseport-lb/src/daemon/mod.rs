@@ -30,6 +30,7 @@ mod listener;
 mod look;
 mod manager;
 mod notices;
+mod older;
 mod owner;
 mod owners;
 mod process;

@@ -137,7 +137,7 @@ fn search(
             }
             continue;
         }
-        if let Ok(handle) = adopt::take(&listener, &owners) {
+        if let Ok(handle) = adopt::take(listener.inode, listener.cookie, &owners) {
             recovered.made.insert(id, Listener::resume(handle, spec.backlog)?);
         }
         let first = owners.iter().find(|owner| is_first_process_of(owner.pid, id));

@@ -80,8 +80,9 @@ impl Socket {
             Self::Found(Found { fresh: Some(fresh), .. }) => Some(Handle::Kept(fresh.as_fd())),
             Self::Found(Found { listener, owner, .. }) => {
                 let inodes = [listener.inode];
-                adopt::take(listener, &adopt::owners_among([owner.pid], &inodes))
-                    .or_else(|_| adopt::take(listener, &adopt::owners(&inodes)))
+                let take = |owners: &[Owner]| adopt::take(listener.inode, listener.cookie, owners);
+                take(&adopt::owners_among([owner.pid], &inodes))
+                    .or_else(|_| take(&adopt::owners(&inodes)))
                     .map(Handle::Taken)
                     .ok()
             }

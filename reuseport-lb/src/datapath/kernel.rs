@@ -55,7 +55,7 @@ pub struct KernelDatapath {
     loads: SharedLoads,
     sums: SharedSums,
     sockets: ReusePortSockArray<MapData>,
-    owner: SkStorage<MapData, Value<Owner>>,
+    pub(super) owner: SkStorage<MapData, Value<Owner>>,
     listeners: HashMap<MapData, u64, u32>,
     cookies: BTreeMap<u16, u64>,
     outcomes: PerCpuArray<MapData, Outcomes>,

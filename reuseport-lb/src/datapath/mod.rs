@@ -27,6 +27,7 @@ mod memory;
 mod news;
 mod object;
 mod offsets;
+mod older;
 mod pins;
 mod programs;
 mod requirements;
