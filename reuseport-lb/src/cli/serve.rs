@@ -84,6 +84,8 @@ pub(super) async fn serve(loaded: Loaded, source: Option<Source>, env: &mut Env<
         }
     }
 
+    // Not before: what workers write may fill a pipe that nobody reads, and then these lines would wait for ever.
+    output::begin();
     while let Next::Become(binary) = daemon.run(&mut signals).await {
         // Answers that are under way are given; who asks now waits for the next version.
         tokio::select! {

@@ -22,7 +22,7 @@ use crate::{
     handover::Incoming,
     privileges::{self, Privileges},
     state::{State, StateFile},
-    worker::{descriptors::OpenFiles, output},
+    worker::descriptors::OpenFiles,
 };
 
 /// What the daemon is started with.
@@ -154,7 +154,6 @@ pub fn start(options: Options) -> Result<(Daemon, Handle), StartError> {
     for runner in groups.values_mut() {
         runner.applied.datapath_mut().settle_in();
     }
-    output::begin();
     let taken_over = version.map(|version| taken_over(version, &groups));
     let (handle, requests) = Handle::new();
     let mut daemon = Daemon {
